@@ -1,0 +1,21 @@
+"""Fast, correct disk I/O for structured-concurrency Python: one io_uring per event loop, on asyncio and trio."""
+
+from ._arguments import FileDescriptor
+from ._buffers import SupportsBuffer
+from ._core import AsyncIoManager, current, open_uring
+from ._errors import BatchError, UringUnavailableError
+from ._requests import HasFileno
+from ._stats import IoStatistics, UringFeatures
+
+__all__ = (
+    "AsyncIoManager",
+    "BatchError",
+    "FileDescriptor",
+    "HasFileno",
+    "IoStatistics",
+    "SupportsBuffer",
+    "UringFeatures",
+    "UringUnavailableError",
+    "current",
+    "open_uring",
+)

@@ -1,0 +1,93 @@
+"""Callers' values, checked before anything reaches a driver; and results made into errors.
+
+Knows types and ranges; it knows nothing of managers, drivers or tasks.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Union
+
+from ._errors import BatchError
+from ._requests import HasFileno, Request
+
+FileDescriptor = Union[int, HasFileno]
+
+_FD_MAX: Final = 2**31 - 1
+_OFFSET_MAX: Final = 2**63 - 1
+# Half the address space; beyond it there is no memory object.
+_LENGTH_MAX: Final = 2**63 - 1
+
+
+def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
+    """
+    Return a descriptor's number, and the object to keep alive that owns it.
+
+    A negative number passes: the kernel answers ``EBADF``, as for :mod:`os`.
+    """
+    if isinstance(fd, int):
+        number, file = fd, None
+    else:
+        try:
+            fileno = fd.fileno
+        except AttributeError:
+            raise TypeError(f"fd must be an int or have a fileno() method, not {type(fd).__name__}") from None
+        number, file = fileno(), fd
+        if not isinstance(number, int):
+            raise TypeError(f"fileno() of {type(fd).__name__} returned {type(number).__name__}, not an int")
+    if number > _FD_MAX:
+        raise ValueError(f"fd must be at most {_FD_MAX}, not {number}")
+    return number, file
+
+
+def offset(value: int) -> int:
+    """Return a byte offset: 0 or more, or -1 for the file position."""
+    value = operator.index(value)
+    if not -1 <= value <= _OFFSET_MAX:
+        raise ValueError(f"offset must be -1 (the file position) or between 0 and {_OFFSET_MAX}, not {value}")
+    return value
+
+
+def length(value: int) -> int:
+    """Return a number of bytes to read."""
+    value = operator.index(value)
+    if not 0 <= value <= _LENGTH_MAX:
+        raise ValueError(f"length must be between 0 and {_LENGTH_MAX}, not {value}")
+    return value
+
+
+def batch(
+    verb: str, shape: str, items: Iterable[tuple[Any, Any, Any]], make: Callable[[Any, Any, Any], Request]
+) -> list[Request]:
+    """Return the requests of a batch; an error names the item that caused it."""
+    requests: list[Request] = []
+    try:
+        for first, second, third in items:
+            requests.append(make(first, second, third))
+    except (TypeError, ValueError) as exc:
+        raise type(exc)(f"{verb}: request {len(requests)} {shape}: {exc}") from exc
+    return requests
+
+
+def error(res: int, file: HasFileno | None) -> OSError:
+    """Return the error of a negative result, of the subclass that :mod:`os` would raise."""
+    name = getattr(file, "name", None)
+    filename = name if isinstance(name, (str, bytes)) else None
+    return OSError(-res, os.strerror(-res), filename)
+
+
+def settled(verb: str, results: list[Any], *, return_exceptions: bool) -> list[Any]:
+    """Return a batch's results, or raise them as one error if there is an error among them."""
+    if not return_exceptions and any(isinstance(result, OSError) for result in results):
+        failure = BatchError(verb, results)
+        raise failure from next(iter(failure.errors.values()))
+    return results
+
+
+def to_bytes(memory: Any, count: int) -> bytes:
+    """Return the first ``count`` bytes of what a driver has filled; a full ``bytes`` is not copied."""
+    if count < len(memory):
+        return bytes(memoryview(memory)[:count])
+    return bytes(memory)

@@ -1,0 +1,543 @@
+"""The ring-owning task: in-flight table, life cycle of an operation, cancellation, draining.
+
+It knows ids, ints and events; it never sees bytes, paths or the meaning of an errno beyond
+"cancelled" and "ask again".  It works on any :class:`anyio_uring._driver.Driver`, so that the
+contract below is implemented once and holds on the ring and on threads alike.
+
+The life of an operation::
+
+    perform() -> waits for room (C3) -> STAGED -> IN_KERNEL -> SETTLED -> perform() returns
+                        |                  |          |
+                    cancelled:         cancelled:  cancelled: ASYNC_CANCEL, then wait on;
+                    never happened     dropped     its own result decides (C5, C6)
+
+A batch is one operation with n members, n results and one event; a single read is a batch of one.
+Members go to the driver as room allows; all of them settle before the operation does.
+
+The contract.  Tests and asserts cite these numbers.
+
+C1  Checkpoint. Every public coroutine that returns normally was a cancellation point before it had
+    any effect, and a schedule point; also for an empty batch or zero bytes.  An operation is staged,
+    and submitted by the owner in the loop's next pass: a pending cancellation comes first.
+C2  Pinned. The operation holds its buffers (exported), its file object and every C structure until
+    its own completions.  User data is slot, member and generation, so that a late completion can
+    never meet a newer operation.  A bare int fd is the caller's to keep open.
+C3  Limit. In flight never exceeds ``depth``, and with the cancel requests never the completion
+    queue.  Beyond ``depth`` callers wait in FIFO order before they pin anything.  Room is free again
+    at the completion, not at the cancellation.
+C4  Not yet submitted. Cancelled while only staged: it never reaches the kernel.
+C5  In the kernel. Cancelled: one ASYNC_CANCEL per member, never dropped, then a shielded wait for
+    the operation's own completions.  No timeout, nothing abandoned.  The cancel request's own
+    result decides nothing.
+C6  Truth. The operation's own results decide: where a member answers ``-ECANCELED`` (or ``-EINTR``
+    after a cancel) the cancellation is raised; anything else is returned, and the scope cancels
+    at its next checkpoint.
+C7  Native asyncio cancellation passes through anyio's shields: the wait survives it, and it is
+    neither lost nor repeated (see :mod:`anyio_uring._waiters`).
+C8  Parts. Verbs made of several operations can be cancelled between them; a prefix may be on disk.
+C9  New descriptors. A cancelled open that succeeded returns its handle or closes it.
+C10 Close. No new operations, cancel all, drain to zero, assert zero, close, free: also when the body
+    raised and when the outer scope is cancelled.  Closing a ring does not make the kernel stop
+    writing into memory; only draining does.
+C11 Owner. The task runs in its own shielded scope.  If it crashes, every waiter gets
+    ``BrokenResourceError``, and their memory stays pinned for ever.
+C12 One thread, one process. Another thread or a forked child gets a clear ``RuntimeError``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from functools import partial
+from threading import get_ident
+from typing import Final
+
+import anyio
+import attrs
+
+from ._driver import Driver, Row
+from ._requests import Request
+from ._stats import IoStatistics
+from ._waiters import Cancellation, Event, Loop
+
+# User data: [cancel request: 1 bit][generation: 22][member: 24][slot: 16]; 63 bits, so never negative.
+_SLOT_BITS: Final = 16
+_MEMBER_BITS: Final = 24
+_GENERATION_BITS: Final = 22
+_SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
+_MEMBER: Final = 1 << _SLOT_BITS
+_MEMBER_MASK: Final = (1 << _MEMBER_BITS) - 1 << _SLOT_BITS
+_GENERATION: Final = 1 << _SLOT_BITS + _MEMBER_BITS
+_GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
+_CANCEL: Final = 1 << _SLOT_BITS + _MEMBER_BITS + _GENERATION_BITS
+
+MEMBERS_MAX: Final = 1 << _MEMBER_BITS
+
+_NO_RESULT: Final = 1 << 40  # results of the kernel have 32 bits
+_CANCELED: Final = -errno.ECANCELED
+_INTERRUPTED: Final = -errno.EINTR
+_TRY_AGAIN: Final = -errno.EAGAIN
+
+
+@attrs.define(eq=False)
+class _Operation:
+    """One await: n members, n results, one event. Holds every pin until the last completion (C2)."""
+
+    requests: Sequence[Request]
+    event: Event
+    results: list[int]
+    unsettled: int  # members without a result
+    user_data: int = 0  # of member 0
+    rows: list[Row] = attrs.field(factory=list)
+    pins: list[object] = attrs.field(factory=list)
+    staged: int = 0  # members that were given room
+    submitted: int = 0  # members that the driver has taken
+    is_cancelling: bool = False
+    is_dropped: bool = False
+    is_broken: bool = False
+
+
+@attrs.define(eq=False)
+class _Caller:
+    """A caller that waits for room."""
+
+    event: Event
+    has_room: bool = False
+
+
+class CompletionTask:
+    """Owns one driver on one event loop: performs requests, drains completions, wakes waiters."""
+
+    __slots__ = (
+        "__weakref__",
+        "_callers",
+        "_cancellations",
+        "_cancels",
+        "_cancels_in_flight",
+        "_cancels_max",
+        "_completions",
+        "_crash",
+        "_depth",
+        "_doorbell",
+        "_drained",
+        "_driver",
+        "_free_slots",
+        "_generation",
+        "_in_flight_max",
+        "_is_closing",
+        "_loop",
+        "_resubmissions",
+        "_room",
+        "_slots",
+        "_staged",
+        "_submissions",
+        "_thread",
+        "_unstaged",
+    )
+
+    def __init__(self, driver: Driver, loop: Loop) -> None:
+        self._driver = driver
+        self._loop = loop
+        self._doorbell = loop.doorbell()
+        self._depth = self._room = driver.features.depth
+        self._cancels_max = driver.completions_max - self._depth
+        assert self._cancels_max > 0, "C3: no room for the completions of cancel requests"
+        self._thread = get_ident()
+        self._is_closing = False
+        self._crash: BaseException | None = None
+        self._drained: Event | None = None
+        # [slot: its operation]
+        self._slots: list[_Operation | None] = []
+        self._free_slots: list[int] = []
+        self._generation = 0
+        # Callers that wait for room, first come first served: {caller: None} (C3).
+        self._callers: OrderedDict[_Caller, None] = OrderedDict()
+        # Operations some of whose members wait for room; they were here before the callers.
+        self._unstaged: deque[_Operation] = deque()
+        # (operation, first member, one past the last member) to submit in the next turn.
+        self._staged: list[tuple[_Operation, int, int]] = []
+        # User data of members to cancel.
+        self._cancels: deque[int] = deque()
+        self._cancels_in_flight = 0
+        self._submissions = self._completions = self._cancellations = self._resubmissions = 0
+        self._in_flight_max = 0
+
+    # --- what callers use -----------------------------------------------------------------------
+
+    def check(self) -> None:
+        """
+        Raise if this manager cannot be used here and now.
+
+        :raises RuntimeError: in another thread or in a forked child (C12)
+        :raises ClosedResourceError: after, or during, the end of ``open_uring()``
+        :raises BrokenResourceError: if the ring-owning task has crashed (C11)
+        """
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "this manager belongs to another thread: open one in each thread, "
+                "or reach its event loop with anyio.from_thread.run()"
+            )
+        if self._is_closing:
+            raise anyio.ClosedResourceError("the open_uring() block of this manager has ended")
+        if self._driver.is_forked():
+            raise RuntimeError("this manager belongs to the parent process: open a new one in the forked child")
+        if self._crash is not None:
+            raise self._broken()
+
+    async def perform(self, requests: Sequence[Request]) -> list[int]:
+        """
+        Carry out requests as one operation and return their results, in order.
+
+        :return: for each request its result, or ``-errno``; never a bare cancellation (C6)
+        """
+        self.check()
+        if not requests:
+            await anyio.lowlevel.checkpoint()  # C1
+            return []
+        if self._room and not self._unstaged and not self._callers:
+            self._room -= 1
+        else:
+            await self._wait_for_room()
+        operation = self._admit(requests)
+        cancellation = await operation.event.wait(partial(self._abort, operation))
+        results = self._decide(operation, cancellation)
+        if cancellation is None and min(results) < 0:
+            await self._ask_again(requests, results)
+        return results
+
+    def statistics(self) -> IoStatistics:
+        """Return a snapshot of the counters."""
+        enters = self._driver.enters
+        return IoStatistics(
+            driver=self._driver.name,
+            submissions=self._submissions,
+            completions=self._completions,
+            syscalls=enters,
+            average_batch_size=self._submissions / enters if enters else 0.0,
+            in_flight=self._submissions - self._completions,
+            in_flight_max=self._in_flight_max,
+            waiting=len(self._callers),
+            cancellations=self._cancellations,
+            resubmissions=self._resubmissions,
+            overflows=self._driver.overflows,
+        )
+
+    async def aclose(self) -> None:
+        """
+        Cancel every operation, wait for every completion, free the driver (C10).
+
+        A cancellation that arrives meanwhile strikes at the next checkpoint.
+
+        :raises BrokenResourceError: if the ring-owning task has crashed
+        """
+        if self._crash is not None:
+            self._is_closing = True
+            raise self._broken()
+        self._is_closing = True
+        self._drained = self._loop.event()
+        while self._callers:
+            caller, _ = self._callers.popitem()
+            caller.event.set()
+        for operation in [operation for operation in self._slots if operation is not None]:
+            self._cancel(operation)
+        self._doorbell.ring()
+        cancellation = await self._drained.wait(lambda: False)
+        if cancellation is not None:
+            cancellation.keep()
+        if self._crash is not None:
+            raise self._broken()
+        self._driver.close()
+
+    # --- the task -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Drain completions until the manager is closed and nothing is in flight."""
+        with anyio.CancelScope(shield=True):  # C11
+            try:
+                async with self._doorbell.watching(self._driver.fileno()):
+                    while not self._is_drained():
+                        await self._doorbell.wait()
+                        if not self._driver.is_forked():
+                            self._turn()
+            except BaseException as exc:
+                self._break(exc)
+                if not isinstance(exc, Exception):
+                    raise
+            finally:
+                if self._drained is not None:
+                    self._drained.set()
+
+    def _is_drained(self) -> bool:
+        if not self._is_closing:
+            return False
+        if self._driver.is_forked():
+            return True  # the operations, and their completions, are the parent's
+        return self._room == self._depth and not self._cancels_in_flight
+
+    def _turn(self) -> None:
+        """Submit what is staged and settle what has completed. Never blocks."""
+        targets = self._take_cancels()
+        rows: list[Row] = [self._driver.prepare_cancel(_CANCEL | target, target) for target in targets]
+        staged, self._staged = self._staged, []
+        for operation, first, last in staged:
+            if operation.event.abandoned and not operation.submitted:
+                self._drop(operation)
+            if not operation.is_dropped:  # C4
+                operation.submitted += last - first
+                rows += operation.rows if last - first == len(operation.rows) else operation.rows[first:last]
+        self._submissions += len(rows) - len(targets)
+        self._cancels_in_flight += len(targets)
+        self._cancellations += len(targets)
+        self._in_flight_max = max(self._in_flight_max, self._submissions - self._completions)
+        assert self._submissions - self._completions <= self._depth, "C3: more in flight than depth"
+
+        taken, completions = self._driver.turn(rows)
+        if taken < len(rows):
+            self._put_back(targets, staged, taken)
+        for i in range(0, len(completions), 2):
+            user_data, res = completions[i], completions[i + 1]
+            if user_data & _CANCEL:
+                self._cancels_in_flight -= 1  # C5: its result decides nothing
+                continue
+            operation_or_none = self._slots[user_data & _SLOT_MASK]
+            assert operation_or_none is not None, "C2: a completion of an operation that has settled"
+            operation = operation_or_none
+            assert user_data & ~_MEMBER_MASK == operation.user_data, "C2: a completion of an older operation"
+            self._completions += 1
+            self._room += 1
+            self._settle(operation, (user_data & _MEMBER_MASK) >> _SLOT_BITS, res)
+        self._give_room()
+        if self._driver.is_hungry() or taken < len(rows):
+            self._doorbell.ring()
+
+    def _put_back(self, targets: list[int], staged: list[tuple[_Operation, int, int]], taken: int) -> None:
+        """Stage again what the driver had no space for: nothing is dropped (C5)."""
+        cancels_left = targets[taken:]
+        self._cancels.extendleft(reversed(cancels_left))
+        self._cancels_in_flight -= len(cancels_left)
+        self._cancellations -= len(cancels_left)
+        position = len(targets)
+        for operation, first, last in staged:
+            if operation.is_dropped:
+                continue
+            left = min(max(position + last - first - taken, 0), last - first)
+            position += last - first
+            if left:
+                operation.submitted -= left
+                self._submissions -= left
+                self._staged.append((operation, last - left, last))
+
+    def _break(self, crash: BaseException) -> None:
+        """Wake everyone with the bad news; what the kernel may still write to is never freed (C11)."""
+        self._crash = crash
+        self._leak_if_in_flight()
+        for operation in self._slots:
+            if operation is not None:
+                operation.is_broken = True
+                operation.event.set()
+        while self._callers:
+            caller, _ = self._callers.popitem()
+            caller.event.set()
+
+    def _broken(self) -> anyio.BrokenResourceError:
+        error = anyio.BrokenResourceError(f"the ring-owning task has crashed: {self._crash!r}")
+        error.__cause__ = self._crash
+        return error
+
+    def _leak_if_in_flight(self) -> bool:
+        if self._submissions == self._completions or self._driver.is_forked():
+            return False
+        # One reference too many: this object, the driver and all pins outlive everything.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+        return True
+
+    def __del__(self) -> None:
+        # Reached without aclose() only if the event loop was closed under an open manager.
+        if self._leak_if_in_flight():
+            warnings.warn(
+                "a manager of anyio_uring was abandoned with operations in flight: their memory is never freed; "
+                "let the open_uring() block end before the event loop does",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        else:
+            self._driver.close()
+
+    # --- room (C3) ------------------------------------------------------------------------------
+
+    async def _wait_for_room(self) -> None:
+        caller = _Caller(self._loop.event())
+        self._callers[caller] = None
+
+        def leave() -> bool:
+            return not caller.has_room and self._callers.pop(caller, caller) is None
+
+        cancellation = await caller.event.wait(leave)
+        if caller.has_room and (cancellation is not None or self._is_closing):
+            self._room += 1
+            self._give_room()
+        if cancellation is not None:
+            cancellation.deliver()
+        self.check()
+
+    def _give_room(self) -> None:
+        """Hand out room: first to members of operations that have begun, then to callers, in order."""
+        while self._room and self._unstaged:
+            operation = self._unstaged[0]
+            self._stage(operation)
+            if operation.staged == len(operation.requests):
+                self._unstaged.popleft()
+        while self._room and self._callers:
+            caller, _ = self._callers.popitem(last=False)
+            caller.has_room = True
+            self._room -= 1
+            caller.event.set()
+        if self._is_closing:
+            self._doorbell.ring()
+
+    # --- the life of an operation ---------------------------------------------------------------
+
+    def _admit(self, requests: Sequence[Request]) -> _Operation:
+        """Take a slot, pin the memory, stage. The caller has room for one member."""
+        operation = _Operation(requests, self._loop.event(), [_NO_RESULT] * len(requests), len(requests))
+        slot = self._free_slots.pop() if self._free_slots else len(self._slots)
+        if slot == len(self._slots):
+            self._slots.append(None)
+        self._generation = self._generation + 1 & _GENERATION_MASK
+        operation.user_data = user_data = self._generation * _GENERATION | slot
+        self._room += 1
+        try:
+            for request in requests:
+                row, pin = self._driver.prepare(user_data, request)
+                operation.rows.append(row)
+                operation.pins.append(pin)
+                user_data += _MEMBER
+        except BaseException:
+            self._free_slots.append(slot)
+            self._give_room()
+            raise
+        self._slots[slot] = operation
+        self._stage(operation)
+        if operation.staged < len(requests):
+            self._unstaged.append(operation)
+        return operation
+
+    def _stage(self, operation: _Operation) -> None:
+        first = operation.staged
+        operation.staged = last = min(first + self._room, len(operation.requests))
+        self._room -= last - first
+        self._staged.append((operation, first, last))
+        self._doorbell.ring()
+
+    def _settle(self, operation: _Operation, member: int, res: int) -> None:
+        """Give a member its result; with the last one, let go of the pins and wake the waiter."""
+        assert operation.results[member] == _NO_RESULT, "C2: a second completion"
+        operation.results[member] = res
+        operation.unsettled -= 1
+        if not operation.unsettled:
+            self._release(operation)
+            operation.event.set()
+
+    def _release(self, operation: _Operation) -> None:
+        slot = operation.user_data & _SLOT_MASK
+        self._slots[slot] = None
+        self._free_slots.append(slot)
+        operation.rows.clear()
+        operation.pins.clear()
+
+    def _abort(self, operation: _Operation) -> bool:
+        """Answer a cancellation: True if the operation never happened, False if its result decides."""
+        if operation.is_dropped:
+            return True
+        if not operation.unsettled or operation.is_broken:
+            return False
+        if not operation.submitted:
+            self._drop(operation)
+            return True
+        self._cancel(operation)
+        return False
+
+    def _drop(self, operation: _Operation) -> None:
+        """Forget an operation of which the driver has seen nothing (C4)."""
+        operation.is_dropped = True
+        self._room += operation.staged
+        if operation.staged < len(operation.requests):
+            self._unstaged.remove(operation)
+        self._release(operation)
+        self._give_room()
+
+    def _cancel(self, operation: _Operation) -> None:
+        """Ask for every member in the driver to be cancelled (C5); the others never happen (C4)."""
+        if operation.is_cancelling:
+            return
+        operation.is_cancelling = True
+        if operation.staged < len(operation.requests):
+            self._unstaged.remove(operation)
+        unsent = set(range(operation.staged, len(operation.requests)))
+        for owner, first, last in self._staged:
+            if owner is operation:
+                unsent.update(range(first, last))
+                self._room += last - first
+        self._staged = [segment for segment in self._staged if segment[0] is not operation]
+        self._cancels.extend(
+            operation.user_data + member * _MEMBER
+            for member, res in enumerate(operation.results)
+            if res == _NO_RESULT and member not in unsent
+        )
+        for member in sorted(unsent):
+            self._settle(operation, member, _CANCELED)
+        self._give_room()
+        self._doorbell.ring()
+
+    def _take_cancels(self) -> list[int]:
+        """Return what to cancel in this turn: no more than the completion queue has space for (C3)."""
+        targets: list[int] = []
+        while self._cancels and self._cancels_in_flight + len(targets) < self._cancels_max:
+            target = self._cancels.popleft()
+            operation = self._slots[target & _SLOT_MASK]
+            if operation is None or operation.user_data != target & ~_MEMBER_MASK:
+                continue  # the whole operation has settled
+            if operation.results[(target & _MEMBER_MASK) >> _SLOT_BITS] == _NO_RESULT:
+                targets.append(target)
+        return targets
+
+    def _decide(self, operation: _Operation, cancellation: Cancellation | None) -> list[int]:
+        """Say what became of an operation: results, the cancellation, or an error (C6)."""
+        if operation.is_broken:
+            if cancellation is not None:
+                cancellation.keep()
+            raise self._broken()
+        results = operation.results
+        if cancellation is not None:
+            if _CANCELED in results or _INTERRUPTED in results:
+                cancellation.deliver()
+            cancellation.keep()
+        elif self._is_closing and _CANCELED in results:
+            raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
+        return results
+
+    async def _ask_again(self, requests: Sequence[Request], results: list[int]) -> None:
+        """Repeat what the kernel gave up without cause: EINTR, and EAGAIN of a file that can only block."""
+        while again := [i for i, request in enumerate(requests) if _is_transient(request, results[i])]:
+            self._resubmissions += len(again)
+            # From a worker of the kernel, which may block, where the inline attempt gave up.
+            repeats = [attrs.evolve(requests[i], force_async=True) for i in again]
+            for i, res in zip(again, await self.perform(repeats)):
+                results[i] = res
+
+
+def _is_transient(request: Request, res: int) -> bool:
+    if res == _INTERRUPTED:
+        return True
+    if res != _TRY_AGAIN:
+        return False
+    try:
+        mode = os.fstat(request.fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)

@@ -1,0 +1,467 @@
+"""``open_uring()``, the manager, and the choice of its driver.
+
+Callers' values are checked here, before anything reaches a driver, and results become bytes,
+counts and errors here.  It knows values; it never sees ids, rows or pointers.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, overload
+
+import anyio
+import attrs
+
+from . import _arguments, _buffers
+from ._arguments import FileDescriptor
+from ._buffers import SupportsBuffer
+from ._completion_task import CompletionTask
+from ._driver import Driver
+from ._errors import UringUnavailableError
+from ._fallback import ThreadDriver
+from ._options import DriverChoice, DriverName, UringOptions
+from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Opcode, Request
+from ._ring import open_ring
+from ._stats import IoStatistics, UringFeatures
+from ._waiters import current_loop
+
+_current: ContextVar[AsyncIoManager | None] = ContextVar("anyio_uring.current", default=None)
+
+
+def current() -> AsyncIoManager:
+    """
+    Return the innermost open manager of this task.
+
+    A library deep below an application finds the application's manager with this.  Child tasks
+    inherit it, as they do every context variable.
+
+    :raises LookupError: if there is none
+    """
+    manager = _current.get()
+    while manager is not None and manager._closed:
+        manager = manager._outer
+    if manager is None:
+        raise LookupError("no manager is open in this task: enter 'async with open_uring() as io:' first")
+    return manager
+
+
+@asynccontextmanager
+async def open_uring(*, depth: int = 256, driver: DriverChoice = "auto") -> AsyncIterator[AsyncIoManager]:
+    """
+    Open one io_uring for this event loop; on leaving, drain it and close it.
+
+    A task that owns the ring runs in a task group for as long as the block does.  At the end, also
+    after an exception or a cancellation, operations that are still in flight (of other tasks) are
+    cancelled and waited for: when the block has been left, the kernel writes to no buffer any more.
+
+    :param depth: how many operations may be in flight, 1 to 32768; further callers wait in FIFO order
+    :param driver: ``"uring"``, ``"threads"``, or ``"auto"``: the ring if a first read through it
+        works, otherwise threads, with the cause in :attr:`AsyncIoManager.fallback_reason`.
+        The environment variable ``ANYIO_URING_DRIVER`` overrides ``"auto"``.
+    :raises UringUnavailableError: if ``driver="uring"`` and there is no ring to be had
+    :raises ValueError: if an option is out of range
+    """
+    options = UringOptions(depth=depth, driver=driver).with_environment()
+    await anyio.lowlevel.checkpoint()
+    chosen, reason = _choose_driver(options)
+    task = CompletionTask(chosen, current_loop())
+    manager = AsyncIoManager(task, chosen, reason, _current.get())
+    tasks = anyio.create_task_group()
+    await tasks.__aenter__()
+    # The owner never raises, and an error of the body passes this task group by, so that it
+    # arrives as it was raised and not in an exception group.
+    tasks.start_soon(task.run, name="anyio_uring owner")
+    _current.set(manager)
+    try:
+        yield manager
+    finally:
+        manager._closed = True
+        if _current.get() is manager:
+            _current.set(manager._outer)
+        try:
+            await task.aclose()
+        finally:
+            await tasks.__aexit__(None, None, None)
+
+
+def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:
+    if options.driver == "threads":
+        return ThreadDriver(options.depth), None
+    try:
+        return open_ring(options.depth), None
+    except UringUnavailableError as exc:
+        if options.driver == "uring":
+            raise
+        return ThreadDriver(options.depth), exc.strerror
+
+
+class AsyncIoManager:
+    """
+    Positional file I/O on one event loop; :func:`open_uring` makes one.
+
+    **Descriptors.** ``fd`` is an int or anything with a ``fileno()``.  An int is the caller's to keep
+    open until the call returns; an object is kept alive meanwhile, and must not be closed.
+
+    **Offsets.** Bytes from the start of the file; -1 means "at the file position", which the kernel
+    then advances.  Pipes, sockets and terminals have no positions and ignore the offset.
+
+    **Cancellation.** Every method is a checkpoint.  If it raises the cancellation, the operation did
+    not happen (methods made of several operations say so).  If the operation could not be stopped
+    any more, the method returns its result, and the cancellation strikes at the next checkpoint.
+    A buffer is never touched after the method has returned or raised.
+
+    **Errors.** :class:`OSError` with the kernel's errno; :class:`ValueError` and :class:`TypeError` for
+    what cannot be asked; :class:`anyio.ClosedResourceError` after the end of the block;
+    :class:`RuntimeError` in another thread or a forked child.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_driver", "_fallback_reason", "_outer", "_task")
+
+    def __init__(
+        self, task: CompletionTask, driver: Driver, fallback_reason: str | None, outer: AsyncIoManager | None
+    ) -> None:
+        self._task = task
+        self._driver = driver
+        self._fallback_reason = fallback_reason
+        self._outer = outer
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<AsyncIoManager driver={self.driver!r} depth={self.features.depth} {state}>"
+
+    @property
+    def driver(self) -> DriverName:
+        """Which driver does the work: ``"uring"`` or ``"threads"``."""
+        return self._driver.name
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why ``driver="auto"`` took threads, in one sentence with the remedy; ``None`` if it did not."""
+        return self._fallback_reason
+
+    @property
+    def features(self) -> UringFeatures:
+        """What the kernel gives: version, setup flags in force, opcodes."""
+        return self._driver.features
+
+    def statistics(self) -> IoStatistics:
+        """Return a snapshot of the counters."""
+        return self._task.statistics()
+
+    # --- one buffer -----------------------------------------------------------------------------
+
+    async def read(self, fd: FileDescriptor, length: int, offset: int) -> bytes:
+        """
+        Read up to ``length`` bytes: one kernel operation, like :func:`os.pread`.
+
+        :return: the bytes; fewer at the end of the file, or where the kernel gives fewer
+        :raises OSError: as :func:`os.pread` would
+
+        More than 0x7ffff000 bytes (2 GiB - 4 KiB, ``read(2)``) take several operations; a
+        cancellation between them is raised.
+        """
+        self._task.check()
+        request = self._read_request(fd, length, offset)
+        return _arguments.to_bytes(request.memory, await self._transfer(request))
+
+    async def readinto(self, fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> int:
+        """
+        Read into a caller's buffer, without a copy: one kernel operation, like :func:`os.preadv`.
+
+        :param buffer: anything with a writable, contiguous buffer; it cannot be resized meanwhile
+        :return: bytes read; 0 at the end of the file
+        :raises OSError: as :func:`os.preadv` would
+        """
+        self._task.check()
+        return await self._transfer(_readinto_request(fd, buffer, offset))
+
+    async def read_exactly(self, fd: FileDescriptor, length: int, offset: int) -> bytes:
+        """
+        Read ``length`` bytes, with as many operations as it takes.
+
+        :raises anyio.IncompleteRead: if the file ends first
+        :raises OSError: as :func:`os.pread` would
+
+        A cancellation between two operations is raised; at offset -1 the file position has moved then.
+        """
+        self._task.check()
+        request = self._read_request(fd, length, offset)
+        done = await self._transfer(request)
+        while done < length:
+            count = await self._transfer(request.rest(done))
+            if not count:
+                raise anyio.IncompleteRead
+            done += count
+        return _arguments.to_bytes(request.memory, done)
+
+    async def write(self, fd: FileDescriptor, data: SupportsBuffer, offset: int) -> int:
+        """
+        Write once: one kernel operation, like :func:`os.pwrite`.
+
+        :param data: anything with a contiguous buffer; not to be changed until the method returns
+        :return: bytes written, possibly fewer than given
+        :raises OSError: as :func:`os.pwrite` would
+
+        If it raises the cancellation, nothing was written.
+        """
+        self._task.check()
+        return await self._transfer(_write_request(fd, data, offset))
+
+    async def write_all(self, fd: FileDescriptor, data: SupportsBuffer, offset: int) -> None:
+        """
+        Write everything, with as many operations as it takes.
+
+        :raises OSError: as :func:`os.pwrite` would; a prefix may be in the file
+
+        A cancellation between two operations is raised; a prefix is in the file then.
+        """
+        self._task.check()
+        await self._write_all(_write_request(fd, data, offset))
+
+    async def write_and_sync(
+        self, fd: FileDescriptor, data: SupportsBuffer, offset: int, *, data_only: bool = True
+    ) -> int:
+        """
+        Write everything, then make it durable.
+
+        :param data_only: ``fdatasync(2)``: sync the data and what is needed to read it back, not times
+        :return: bytes written, which is all of them; when it returns they are on stable storage
+        :raises OSError: if a write fails (a prefix may be in the file) or the sync fails (nothing is
+            known to be durable, and syncing again proves nothing: ``fsync(2)``)
+
+        A cancellation between the operations is raised: bytes may be in the file, and not durable.
+        """
+        self._task.check()
+        request = _write_request(fd, data, offset)
+        count = await self._write_all(request)
+        await self._transfer(_sync_request(fd, data_only=data_only))
+        return count
+
+    # --- several buffers ------------------------------------------------------------------------
+
+    async def readv(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
+        """
+        Read one range of the file into several buffers, filled in order, like :func:`os.preadv`.
+
+        :return: bytes read in all
+        :raises OSError: as :func:`os.preadv` would
+
+        More than 1024 buffers or 0x7ffff000 bytes take several operations; a cancellation between
+        them is raised.
+        """
+        self._task.check()
+        number, file = _arguments.descriptor(fd)
+        views = [_buffers.writable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
+        return await self._transfer_parts(Request(Opcode.READV, number, views, _arguments.offset(offset), 0, file))
+
+    async def writev(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
+        """
+        Write several buffers to one range of the file, in order, like :func:`os.pwritev`.
+
+        :return: bytes written in all, possibly fewer than given
+        :raises OSError: as :func:`os.pwritev` would
+
+        More than 1024 buffers or 0x7ffff000 bytes take several operations; after a cancellation
+        between them a prefix is in the file.
+        """
+        self._task.check()
+        number, file = _arguments.descriptor(fd)
+        views = [_buffers.readable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
+        return await self._transfer_parts(Request(Opcode.WRITEV, number, views, _arguments.offset(offset), 0, file))
+
+    # --- durability -----------------------------------------------------------------------------
+
+    async def fsync(self, fd: FileDescriptor) -> None:
+        """
+        Make a file's data and metadata durable, like :func:`os.fsync`.
+
+        :raises OSError: nothing is known to be durable then, and syncing again proves nothing (``fsync(2)``)
+        """
+        self._task.check()
+        await self._transfer(_sync_request(fd, data_only=False))
+
+    async def fdatasync(self, fd: FileDescriptor) -> None:
+        """
+        Make a file's data, and the metadata needed to read it back, durable, like :func:`os.fdatasync`.
+
+        :raises OSError: nothing is known to be durable then, and syncing again proves nothing (``fsync(2)``)
+        """
+        self._task.check()
+        await self._transfer(_sync_request(fd, data_only=True))
+
+    # --- batches --------------------------------------------------------------------------------
+
+    @overload
+    async def read_batch(
+        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: Literal[False] = False
+    ) -> list[bytes]: ...
+    @overload
+    async def read_batch(
+        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: bool
+    ) -> list[bytes | OSError]: ...
+    async def read_batch(
+        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: bool = False
+    ) -> list[Any]:
+        """
+        Read many ranges: one await, one wake-up.
+
+        :param requests: ``(fd, length, offset)`` each
+        :param return_exceptions: return an :class:`OSError` in its request's place instead of raising
+        :return: what each request gave, in request order; short as :meth:`read` may be
+        :raises BatchError: after all have settled, if one failed; it carries every result
+
+        If it raises the cancellation, at least one request did not happen; the others are done with.
+        """
+        self._task.check()
+        asked = _arguments.batch("read_batch", "(fd, length, offset)", requests, self._read_request)
+        counts = await self._batch(asked)
+        results = [
+            _arguments.to_bytes(request.memory, count) if isinstance(count, int) else count
+            for request, count in zip(asked, counts)
+        ]
+        return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
+
+    @overload
+    async def readinto_batch(
+        self,
+        requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]],
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[int]: ...
+    @overload
+    async def readinto_batch(
+        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool
+    ) -> list[int | OSError]: ...
+    async def readinto_batch(
+        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool = False
+    ) -> list[Any]:
+        """
+        Read many ranges into callers' buffers: one await, one wake-up.
+
+        :param requests: ``(fd, buffer, offset)`` each; the buffers must not overlap
+        :param return_exceptions: return an :class:`OSError` in its request's place instead of raising
+        :return: bytes read for each request, in request order
+        :raises BatchError: after all have settled, if one failed; it carries every result
+
+        If it raises the cancellation, at least one request did not happen; the others are done with.
+        """
+        self._task.check()
+        asked = _arguments.batch("readinto_batch", "(fd, buffer, offset)", requests, _readinto_request)
+        counts = await self._batch(asked)
+        return _arguments.settled("readinto_batch", counts, return_exceptions=return_exceptions)
+
+    @overload
+    async def write_batch(
+        self,
+        requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]],
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[int]: ...
+    @overload
+    async def write_batch(
+        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool
+    ) -> list[int | OSError]: ...
+    async def write_batch(
+        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool = False
+    ) -> list[Any]:
+        """
+        Write many ranges: one await, one wake-up. They may be carried out in any order.
+
+        :param requests: ``(fd, data, offset)`` each
+        :param return_exceptions: return an :class:`OSError` in its request's place instead of raising
+        :return: bytes written for each request, in request order; possibly fewer than given
+        :raises BatchError: after all have settled, if one failed; it carries every result
+
+        If it raises the cancellation, at least one request did not happen; others may be in the file.
+        """
+        self._task.check()
+        asked = _arguments.batch("write_batch", "(fd, data, offset)", requests, _write_request)
+        counts = await self._batch(asked)
+        return _arguments.settled("write_batch", counts, return_exceptions=return_exceptions)
+
+    async def fsync_batch(self, fds: Iterable[FileDescriptor]) -> None:
+        """
+        Make many files durable: one await, one wake-up; the filesystem may share the work among them.
+
+        :raises BatchError: after all have settled, if one failed; its results are ``None`` or an
+            :class:`OSError` for each descriptor
+        """
+        self._task.check()
+        results = await self._batch([_sync_request(fd, data_only=False) for fd in fds])
+        outcomes = [None if isinstance(res, int) else res for res in results]
+        _arguments.settled("fsync_batch", outcomes, return_exceptions=False)
+
+    # --- from requests to results ---------------------------------------------------------------
+
+    def _read_request(self, fd: FileDescriptor, length: int, offset: int) -> Request:
+        number, file = _arguments.descriptor(fd)
+        offset = _arguments.offset(offset)
+        return Request(Opcode.READ, number, self._driver.allocate(_arguments.length(length)), offset, 0, file)
+
+    async def _transfer(self, request: Request) -> int:
+        """Perform one request and return its count; in parts if it is longer than the kernel takes (C8)."""
+        if request.size > TRANSFER_MAX:
+            return await self._transfer_parts(request)
+        (res,) = await self._task.perform([request])
+        if res < 0:
+            raise _arguments.error(res, request.file)
+        return res
+
+    async def _transfer_parts(self, request: Request, done: int = 0) -> int:
+        """
+        Perform a request's parts, behind the first ``done`` bytes, until one is short (C8).
+
+        An error behind the first byte is left to the next call, as ``read(2)`` and ``write(2)`` do.
+        """
+        for part in request.rest(done).parts() if done else request.parts():
+            (res,) = await self._task.perform([attrs.evolve(part, offset=request.advanced(done))])
+            if res < 0:
+                if done:
+                    break
+                raise _arguments.error(res, request.file)
+            done += res
+            if res < part.size:
+                break
+        return done
+
+    async def _batch(self, requests: list[Request]) -> list[int | OSError]:
+        """Perform many requests as one operation: for each its count or its error."""
+        first_parts = [next(r.parts()) if r.size > TRANSFER_MAX else r for r in requests]
+        results: list[int | OSError] = []
+        for request, res in zip(requests, await self._task.perform(first_parts)):
+            if res < 0:
+                results.append(_arguments.error(res, request.file))
+            elif res == TRANSFER_MAX < request.size:
+                results.append(await self._transfer_parts(request, res))
+            else:
+                results.append(res)
+        return results
+
+    async def _write_all(self, request: Request) -> int:
+        total = request.size
+        done = await self._transfer(request)
+        while done < total:
+            count = await self._transfer(request.rest(done))
+            if not count:
+                raise OSError(errno.EIO, "the kernel wrote nothing and gave no error")
+            done += count
+        return done
+
+
+def _readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> Request:
+    number, file = _arguments.descriptor(fd)
+    return Request(Opcode.READ, number, _buffers.writable(buffer), _arguments.offset(offset), 0, file)
+
+
+def _write_request(fd: FileDescriptor, data: SupportsBuffer, offset: int) -> Request:
+    number, file = _arguments.descriptor(fd)
+    return Request(Opcode.WRITE, number, _buffers.readable(data), _arguments.offset(offset), 0, file)
+
+
+def _sync_request(fd: FileDescriptor, *, data_only: bool) -> Request:
+    number, file = _arguments.descriptor(fd)
+    return Request(Opcode.FSYNC, number, None, 0, FSYNC_DATASYNC if data_only else 0, file)

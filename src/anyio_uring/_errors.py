@@ -1,0 +1,45 @@
+"""Every error this library defines.
+
+A failed system call is a plain :class:`OSError`; anyio's ``ClosedResourceError``,
+``BrokenResourceError`` and ``IncompleteRead`` are raised where anyio would raise them.
+This module knows nothing of what raises its errors, or when it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class UringUnavailableError(OSError):
+    """
+    Raised when ``driver="uring"`` was asked for and the kernel will not give a ring.
+
+    ``errno`` is the kernel's answer; the message says in one sentence what happened and
+    what to do about it (the same sentence as :attr:`AsyncIoManager.fallback_reason`).
+    """
+
+
+class BatchError(Exception):
+    """
+    Raised when a batch has at least one failed member, after every member has settled.
+
+    :ivar results: one entry per request, in request order: what that member gave, or the
+        :class:`OSError` with which it failed, so that nothing that succeeded is lost
+    """
+
+    results: Sequence[Any]
+
+    def __init__(self, verb: str, results: Sequence[Any]) -> None:
+        self.results = results
+        errors = self.errors
+        index, first = next(iter(errors.items()))
+        super().__init__(
+            f"{verb}: {len(errors)} of {len(results)} operations failed; "
+            f"the first is request {index}: {first}"
+        )
+
+    @property
+    def errors(self) -> dict[int, OSError]:
+        """The failed members: ``{index of the request: its error}``, in request order."""
+        return {i: r for i, r in enumerate(self.results) if isinstance(r, OSError)}

@@ -1,0 +1,308 @@
+"""The thread driver: the same face as the ring, on worker threads.
+
+Rows queue up, workers take one after the other until the queue is empty (so a batch of 256 costs
+one job per worker, not 256 jobs), and results queue up until the owner drains them, woken by a
+pipe as the ring's owner is by the ring's descriptor.  It knows system calls and threads; it knows no
+waiters, cancellation scopes or event loops.
+
+A read of an empty pipe must not hold a worker, and must end when it is cancelled, as on the ring.
+So what can block for ever (pipes, sockets, terminals) is tried without blocking, and if it is not
+ready it is parked, and one thread polls for all that is parked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import select
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from ._requests import FSYNC_DATASYNC, Opcode, Request
+from ._stats import UringFeatures
+
+if TYPE_CHECKING:
+    from ._options import DriverName
+
+# Threads wait for disks more than they compute, so their number does not follow the processors'.
+WORKERS_MAX: Final = 32
+
+_READS: Final = frozenset({Opcode.READ, Opcode.READV})
+# Linux 4.14: one read or write that never blocks, whatever the descriptor's flags say.
+_NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
+
+
+@attrs.frozen(eq=False)
+class _Row:
+    user_data: int
+    request: Request | None = None
+    target: int = 0  # of a cancel row: whom
+
+
+class ThreadDriver:
+    """The driver over worker threads: fulfils :class:`anyio_uring._driver.Driver`."""
+
+    __slots__ = (
+        "_active",
+        "_crash",
+        "_done",
+        "_executor",
+        "_features",
+        "_is_signalled",
+        "_lock",
+        "_parked",
+        "_pid",
+        "_poller",
+        "_poller_signal",
+        "_signal",
+        "_todo",
+        "_workers",
+        "completions_max",
+        "enters",
+        "overflows",
+    )
+
+    name: DriverName = "threads"
+
+    def __init__(self, depth: int) -> None:
+        if not hasattr(os, "preadv"):
+            raise NotImplementedError(
+                f"anyio_uring needs os.preadv(), which {platform.system()} lacks: use Linux, macOS or a BSD"
+            )
+        self._features = UringFeatures(
+            kernel=platform.release(), depth=depth, sq_entries=0, cq_entries=0, setup_flags=(), opcodes=frozenset()
+        )
+        self.completions_max = 2 * depth
+        self.enters = 0
+        self.overflows = 0
+        self._pid = os.getpid()
+        self._workers = min(depth, WORKERS_MAX)
+        self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="anyio_uring")
+        self._signal = _Signal()
+        self._lock = threading.Lock()
+        # Guarded by the lock, as all that follows: {user data: row} that no worker has taken.
+        self._todo: OrderedDict[int, _Row] = OrderedDict()
+        # {user data: row} whose descriptor was not ready.
+        self._parked: dict[int, _Row] = {}
+        # user_data, res, user_data, res ...
+        self._done: list[int] = []
+        self._active = 0
+        self._crash: BaseException | None = None
+        # Started when something is parked for the first time.
+        self._poller: threading.Thread | None = None
+        self._poller_signal = _Signal()
+
+    @property
+    def features(self) -> UringFeatures:
+        return self._features
+
+    def is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
+    def is_hungry(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._signal.fileno()
+
+    def allocate(self, length: int) -> bytes | bytearray:
+        return bytearray(length)
+
+    def prepare(self, user_data: int, request: Request) -> tuple[_Row, object]:
+        return _Row(user_data, request), request
+
+    def prepare_cancel(self, user_data: int, target: int) -> _Row:
+        return _Row(user_data, target=target)
+
+    def turn(self, rows: Sequence[_Row]) -> tuple[int, Sequence[int]]:
+        with self._lock:
+            if self._crash is not None:
+                raise self._crash
+            for row in rows:
+                if row.request is not None:
+                    self._todo[row.user_data] = row
+                else:
+                    self._cancel(row)
+            self._signal.clear()
+            done, self._done = self._done, []
+            self._wake_workers()
+        return len(rows), done
+
+    def close(self) -> None:
+        if self._signal.is_closed:
+            return
+        assert self.is_forked() or not (self._todo or self._parked or self._active), "C10: not drained"
+        self._workers = 0
+        if not self.is_forked():
+            self._poller_signal.set()
+            if self._poller is not None:
+                self._poller.join()
+            self._executor.shutdown(wait=True)
+        self._signal.close()
+        self._poller_signal.close()
+
+    # --- with the lock held -----------------------------------------------------------------------
+
+    def _cancel(self, row: _Row) -> None:
+        """Cancel what has not begun or is parked; what runs is waited for, as in the kernel's io-wq."""
+        if self._todo.pop(row.target, None) is not None:
+            self._complete(row.target, -errno.ECANCELED)
+            res = 0
+        elif self._parked.pop(row.target, None) is not None:
+            self._poller_signal.set()
+            self._complete(row.target, -errno.ECANCELED)
+            res = 0
+        else:
+            res = -errno.EALREADY
+        self._complete(row.user_data, res)
+
+    def _complete(self, user_data: int, res: int) -> None:
+        self._done += user_data, res
+        self._signal.set()
+
+    def _wake_workers(self) -> None:
+        for _ in range(min(self._workers - self._active, len(self._todo))):
+            self._active += 1
+            self._executor.submit(self._work)
+
+    # --- in other threads -------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Carry out rows until none is left: one job, many rows."""
+        row: _Row | None = None
+        res: int | None = None
+        while True:
+            with self._lock:
+                if row is not None:
+                    self._put_away(row, res)
+                if not self._todo:
+                    self._active -= 1
+                    return
+                _, row = self._todo.popitem(last=False)
+                self.enters += 1
+            try:
+                assert row.request is not None
+                res = _execute(row.request)
+            except BaseException as exc:  # the owner raises it: C11
+                with self._lock:
+                    self._crash = exc
+                    self._signal.set()
+                return
+
+    def _put_away(self, row: _Row, res: int | None) -> None:
+        if res is not None:
+            self._complete(row.user_data, res)
+            return
+        self._parked[row.user_data] = row
+        if self._poller is None:
+            self._poller = threading.Thread(target=self._poll, name="anyio_uring-poller", daemon=True)
+            self._poller.start()
+        else:
+            self._poller_signal.set()
+
+    def _poll(self) -> None:
+        """Wait for parked rows' descriptors, and put the ready ones back into the queue."""
+        while True:
+            poller = select.poll()
+            poller.register(self._poller_signal.fileno(), select.POLLIN)
+            with self._lock:
+                if not self._workers:
+                    return
+                events: dict[int, int] = {}
+                for row in self._parked.values():
+                    assert row.request is not None
+                    wanted = select.POLLIN if row.request.opcode in _READS else select.POLLOUT
+                    events[row.request.fd] = events.get(row.request.fd, 0) | wanted
+            for fd, mask in events.items():
+                poller.register(fd, mask)
+            # A closed descriptor is POLLNVAL: ready, and the next attempt gives EBADF.
+            ready = dict(poller.poll())
+            with self._lock:
+                self._poller_signal.clear()
+                for row in list(self._parked.values()):
+                    assert row.request is not None
+                    blocking = select.POLLOUT if row.request.opcode in _READS else select.POLLIN
+                    if ready.get(row.request.fd, 0) & ~blocking:
+                        self._todo[row.user_data] = self._parked.pop(row.user_data)
+                self._wake_workers()
+
+
+class _Signal:
+    """A level that polls readable: set by any thread, cleared by one, both under the driver's lock."""
+
+    __slots__ = ("_in", "_is_set", "_out", "is_closed")
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._out, False)
+        os.set_blocking(self._in, False)
+        self._is_set = False
+        self.is_closed = False
+
+    def fileno(self) -> int:
+        return self._out
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            os.write(self._in, b"\0")
+
+    def clear(self) -> None:
+        if self._is_set:
+            self._is_set = False
+            os.read(self._out, 1)
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            os.close(self._out)
+            os.close(self._in)
+
+
+def _execute(request: Request) -> int | None:
+    """Carry out a request: its result, ``-errno``, or None if its descriptor is not ready."""
+    fd = request.fd
+    try:
+        if request.opcode is Opcode.FSYNC:
+            # macOS has no fdatasync.
+            sync = getattr(os, "fdatasync", os.fsync) if request.op_flags & FSYNC_DATASYNC else os.fsync
+            sync(fd)
+            return 0
+        is_read = request.opcode in _READS
+        memory: Any = request.memory
+        buffers = memory if request.opcode in {Opcode.READV, Opcode.WRITEV} else [memory]
+        mode = os.fstat(fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode)):
+            return _transfer_unless_blocked(fd, buffers, is_read=is_read)
+        if request.offset < 0:
+            return os.readv(fd, buffers) if is_read else os.writev(fd, buffers)
+        return os.preadv(fd, buffers, request.offset) if is_read else os.pwritev(fd, buffers, request.offset)
+    except OSError as exc:
+        return -(exc.errno or errno.EIO)
+
+
+def _transfer_unless_blocked(fd: int, buffers: Any, *, is_read: bool) -> int | None:
+    """Read or write a stream, which has no positions: the offset means nothing, as in the kernel."""
+    if _NOWAIT is not None:
+        try:
+            return os.preadv(fd, buffers, -1, _NOWAIT) if is_read else os.pwritev(fd, buffers, -1, _NOWAIT)
+        except BlockingIOError:
+            if not os.get_blocking(fd):
+                raise
+            return None
+        except OSError as exc:
+            if exc.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE}:
+                raise
+    # Terminals and some other devices know no RWF_NOWAIT: ask whether they are ready.
+    poller = select.poll()
+    poller.register(fd, select.POLLIN if is_read else select.POLLOUT)
+    if os.get_blocking(fd) and not poller.poll(0):
+        return None
+    return os.readv(fd, buffers) if is_read else os.writev(fd, buffers)

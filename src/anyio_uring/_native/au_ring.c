@@ -1,0 +1,208 @@
+/* The shim over liburing: open, turn, close.
+ *
+ * It knows rows and completions, nothing of Python, buffers' owners or event
+ * loops.  It allocates when a ring is opened and never per operation.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <liburing.h>
+
+#include "au_ring.h"
+
+struct au_ring {
+    struct io_uring uring;
+    au_state *state;
+};
+
+static void release(au_ring *ring)
+{
+    if (ring->state != NULL)
+        munmap(ring->state, sizeof(au_state));
+    free(ring);
+}
+
+int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags)
+{
+    au_ring *ring = calloc(1, sizeof(*ring));
+    if (ring == NULL)
+        return -ENOMEM;
+
+    void *page = mmap(NULL, sizeof(au_state), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) {
+        release(ring);
+        return -ENOMEM;
+    }
+    ring->state = page;
+    /* C12: a child must find `owned` zero before it touches memory of the ring. */
+    if (madvise(page, sizeof(au_state), MADV_WIPEONFORK) < 0) {
+        int error = errno;
+        release(ring);
+        return -error;
+    }
+
+    struct io_uring_params params;
+    memset(&params, 0, sizeof(params));
+    params.flags = setup_flags | IORING_SETUP_CQSIZE;
+    params.cq_entries = cq_entries;
+    int ret = io_uring_queue_init_params(entries, &ring->uring, &params);
+    if (ret < 0) {
+        release(ring);
+        return ret;
+    }
+    ret = io_uring_ring_dontfork(&ring->uring);
+    if (ret < 0) {
+        io_uring_queue_exit(&ring->uring);
+        release(ring);
+        return ret;
+    }
+
+    ring->state->owned = 1;
+    ring->state->setup_flags = params.flags;
+    ring->state->features = params.features;
+    ring->state->sq_entries = params.sq_entries;
+    ring->state->cq_entries = params.cq_entries;
+    *out = ring;
+    return 0;
+}
+
+au_state *au_get_state(au_ring *ring)
+{
+    return ring->state;
+}
+
+int au_get_fd(au_ring *ring)
+{
+    return ring->uring.ring_fd;
+}
+
+int au_get_opcodes(au_ring *ring, uint8_t *supported, uint32_t count)
+{
+    struct io_uring_probe *probe = io_uring_get_probe_ring(&ring->uring);
+    if (probe == NULL)
+        return -EINVAL;
+    for (uint32_t opcode = 0; opcode < count; opcode++)
+        supported[opcode] = (uint8_t)io_uring_opcode_supported(probe, (int)opcode);
+    io_uring_free_probe(probe);
+    return 0;
+}
+
+int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded)
+{
+    unsigned int values[2] = {bounded, unbounded};
+    return io_uring_register_iowq_max_workers(&ring->uring, values);
+}
+
+/* Hand the SQ to the kernel. */
+static int submit(au_ring *ring)
+{
+    int ret;
+    do {
+        ring->state->enters++;
+        ret = io_uring_submit(&ring->uring);
+    } while (ret == -EINTR);
+    return ret;
+}
+
+static uint32_t drain(au_ring *ring, au_completion *out, uint32_t capacity)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head;
+    uint32_t count = 0;
+
+    io_uring_for_each_cqe(&ring->uring, head, cqe) {
+        if (count == capacity)
+            break;
+        out[count].user_data = cqe->user_data;
+        out[count].res = cqe->res;
+        count++;
+    }
+    io_uring_cq_advance(&ring->uring, count);
+    ring->state->in_flight -= count;
+    return count;
+}
+
+/* io_uring_enter(2): EAGAIN is short memory and EBUSY a full completion queue;
+ * both pass once completions have been drained. */
+static int passes(int ret)
+{
+    return ret >= 0 || ret == -EAGAIN || ret == -EBUSY;
+}
+
+int au_turn(au_ring *ring, const au_row *rows, uint32_t count,
+            au_completion *out, uint32_t capacity)
+{
+    au_state *state = ring->state;
+    struct io_uring *uring = &ring->uring;
+    uint32_t drained = 0;
+    int ret = 0;
+
+    state->consumed = 0;
+    while (state->consumed < count) {
+        struct io_uring_sqe *sqe = io_uring_get_sqe(uring);
+        if (sqe == NULL) {
+            /* SQ full: flush and go on; rows that find no room stay with the
+             * caller, who brings them again. Nothing is dropped. */
+            ret = submit(ring);
+            if (!passes(ret))
+                break;
+            drained += drain(ring, out + drained, capacity - drained);
+            if (io_uring_sq_space_left(uring) == 0)
+                break;
+            continue;
+        }
+        const au_row *row = &rows[state->consumed++];
+        memset(sqe, 0, sizeof(*sqe));
+        sqe->opcode = row->opcode;
+        sqe->flags = row->sqe_flags;
+        sqe->fd = row->fd;
+        sqe->off = (uint64_t)row->offset;
+        sqe->addr = row->address;
+        sqe->len = row->length;
+        sqe->rw_flags = (int)row->op_flags;
+        sqe->user_data = row->user_data;
+        sqe->buf_index = row->buf_index;
+        state->in_flight++;
+    }
+    if (passes(ret) && io_uring_sq_ready(uring) > 0)
+        ret = submit(ring);
+
+    /* With COOP_TASKRUN the kernel posts completions when this thread enters it, and
+     * an overflown queue is refilled only on request: ask until neither flag is set,
+     * in a bounded number of rounds so that the event loop gets its turn. */
+    for (uint32_t round = 0; round <= capacity / 16; round++) {
+        drained += drain(ring, out + drained, capacity - drained);
+        if (!passes(ret) || drained == capacity)
+            break;
+        unsigned flags = IO_URING_READ_ONCE(*uring->sq.kflags);
+        if (flags & IORING_SQ_CQ_OVERFLOW)
+            state->overflows++;
+        else if (!(flags & IORING_SQ_TASKRUN))
+            break;
+        state->enters++;
+        ret = io_uring_get_events(uring);
+        if (ret == -EINTR)
+            ret = 0;
+    }
+    state->unsubmitted = io_uring_sq_ready(uring);
+    /* Completions in hand come first: an error shows again at the next turn. */
+    return drained > 0 || passes(ret) ? (int)drained : ret;
+}
+
+int au_close(au_ring *ring)
+{
+    if (!ring->state->owned) {
+        /* In a forked child only the descriptor is ours; the queues are not mapped. */
+        close(ring->uring.ring_fd);
+    } else {
+        io_uring_queue_exit(&ring->uring);
+    }
+    release(ring);
+    return 0;
+}

@@ -1,0 +1,57 @@
+/* What Python sees of the shim.
+ *
+ * Declared once: _ffi_build.py hands this very text to cffi, and au_ring.c
+ * includes it.  So it holds declarations only, no preprocessor lines.
+ * Every function returns >= 0, or -errno.
+ */
+
+/* One ring and the pages that belong to it; opaque to Python. */
+typedef struct au_ring au_ring;
+
+/* One row of work: the fields of a submission queue entry that this library uses. */
+typedef struct {
+    uint64_t user_data;
+    uint64_t address;
+    int64_t offset;
+    uint32_t length;
+    int32_t fd;
+    uint32_t op_flags;
+    uint8_t opcode;
+    uint8_t sqe_flags;
+    uint16_t buf_index;
+} au_row;
+
+/* One completion. 64 bits each, so that cffi unpacks an array of them in one go. */
+typedef struct {
+    uint64_t user_data;
+    int64_t res;
+} au_completion;
+
+/* One iovec, for readv and writev. */
+typedef struct {
+    uint64_t address;
+    uint64_t length;
+} au_iovec;
+
+/* What the ring says about itself. Lives in a page that a forked child sees as zeros. */
+typedef struct {
+    uint32_t owned;        /* 1 in the process that opened the ring, 0 in its children */
+    uint32_t setup_flags;  /* IORING_SETUP_* in force */
+    uint32_t features;     /* IORING_FEAT_* of the kernel */
+    uint32_t sq_entries;
+    uint32_t cq_entries;
+    uint32_t consumed;     /* rows that the last au_turn() moved into the SQ */
+    uint32_t unsubmitted;  /* entries in the SQ that the kernel has not taken yet */
+    uint32_t in_flight;    /* entries in the SQ or the kernel that have no completion yet */
+    uint64_t enters;       /* calls of io_uring_enter(2) */
+    uint64_t overflows;    /* times the completion queue was found overflown */
+} au_state;
+
+int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags);
+au_state *au_get_state(au_ring *ring);
+int au_get_fd(au_ring *ring);
+int au_get_opcodes(au_ring *ring, uint8_t *supported, uint32_t count);
+int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded);
+int au_turn(au_ring *ring, const au_row *rows, uint32_t count,
+            au_completion *out, uint32_t capacity);
+int au_close(au_ring *ring);

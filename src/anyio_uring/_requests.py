@@ -1,0 +1,106 @@
+"""What is asked of a driver, as data.
+
+A request names an opcode, a descriptor and memory.  It does not know who asks, who
+waits, or how a driver carries it out.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
+
+import attrs
+
+
+class HasFileno(Protocol):
+    """Anything with a ``fileno()``: a file object, a socket, a :class:`multiprocessing.connection.Connection`."""
+
+    def fileno(self) -> int:
+        """Return the descriptor's number."""
+        ...
+
+
+class Opcode(enum.IntEnum):
+    """The opcodes in use: numbers of the kernel's ABI (``linux/io_uring.h``), which never change."""
+
+    READV = 1
+    WRITEV = 2
+    FSYNC = 3
+    ASYNC_CANCEL = 14
+    READ = 22
+    WRITE = 23
+
+
+# linux/fs.h, MAX_RW_COUNT: the most that one read or write moves; a multiple of the page size.
+TRANSFER_MAX: Final = 0x7FFFF000
+# linux/uio.h, UIO_MAXIOV: the most buffers that one readv or writev takes.
+VECTOR_MAX: Final = 1024
+# linux/io_uring.h: sqe->fsync_flags.
+FSYNC_DATASYNC: Final = 1
+
+
+@attrs.define(eq=False)
+class Request:
+    """
+    One operation of the kernel.
+
+    :ivar memory: a buffer (READ, WRITE), a list of them (READV, WRITEV) or ``None``
+    :ivar offset: byte offset in the file; -1 is the file position, as in the kernel
+    :ivar file: the object whose ``fileno()`` gave ``fd``: held, so that it is not collected meanwhile
+    :ivar force_async: do not try inline first (``IOSQE_ASYNC``): set when an operation is asked again
+    """
+
+    opcode: Opcode
+    fd: int
+    memory: Any
+    offset: int
+    op_flags: int = 0
+    file: HasFileno | None = None
+    force_async: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes to transfer."""
+        if self.memory is None:
+            return 0
+        return sum(map(len, self.memory)) if isinstance(self.memory, list) else len(self.memory)
+
+    def rest(self, done: int) -> Request:
+        """Return the request for what is behind the first ``done`` bytes of one buffer."""
+        return attrs.evolve(self, memory=memoryview(self.memory)[done:], offset=self.advanced(done))
+
+    def parts(self) -> Iterator[Request]:
+        """
+        Yield requests that the kernel takes whole, all at the offset of this one.
+
+        Whoever performs them advances the offset, by what was really transferred.
+        """
+        if isinstance(self.memory, list):
+            for vector in _vectors(self.memory):
+                yield attrs.evolve(self, memory=vector)
+        else:
+            view = memoryview(self.memory)
+            for start in range(0, len(view), TRANSFER_MAX):
+                yield attrs.evolve(self, memory=view[start : start + TRANSFER_MAX])
+
+    def advanced(self, done: int) -> int:
+        """Return the offset behind ``done`` bytes; the file position (-1) moves by itself."""
+        return self.offset if self.offset < 0 else self.offset + done
+
+
+def _vectors(views: list[memoryview]) -> Iterator[list[memoryview]]:
+    """Split a vector into vectors that one operation takes; an empty one stays as it is."""
+    vector: list[memoryview] = []
+    room = TRANSFER_MAX
+    for whole in views:
+        view = whole
+        while len(vector) == VECTOR_MAX or len(view) > room:
+            if room and len(vector) < VECTOR_MAX:
+                vector.append(view[:room])
+                view = view[room:]
+            yield vector
+            vector, room = [], TRANSFER_MAX
+        vector.append(view)
+        room -= len(view)
+    yield vector

@@ -1,0 +1,291 @@
+"""The kernel's ring: the ONE importer of the compiled extension.
+
+It opens a ring (with the ladder of setup flags), proves with a real read that it works, and
+then turns rows into completions.  It knows numbers and addresses; it knows no waiters, and
+no one above it sees ``ffi``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import select
+import struct
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ._errors import UringUnavailableError
+from ._requests import Opcode, Request
+from ._stats import UringFeatures
+
+if TYPE_CHECKING:
+    from ._options import DriverName
+
+# linux/io_uring.h; part of the kernel's ABI.
+SETUP_FLAGS: Final = {
+    "SUBMIT_ALL": 1 << 7,
+    "COOP_TASKRUN": 1 << 8,
+    "TASKRUN_FLAG": 1 << 9,
+    "SINGLE_ISSUER": 1 << 12,
+}
+_CLAMP: Final = 1 << 4
+# From the newest kernel to the oldest: 6.0, 5.19, 5.18, 5.6 (which brought CLAMP).
+# Without DEFER_TASKRUN (6.1): deferred work makes the descriptor readable but wakes nobody who already
+# polls it.  On Linux 6.18, 368 of 368 completions did not end an epoll_wait; with COOP_TASKRUN none
+# was missed.  It would take an eventfd, and a system call more for each wake-up.
+_LADDER: Final = (
+    ("SUBMIT_ALL", "SINGLE_ISSUER", "COOP_TASKRUN", "TASKRUN_FLAG"),
+    ("SUBMIT_ALL", "COOP_TASKRUN", "TASKRUN_FLAG"),
+    ("SUBMIT_ALL",),
+    (),
+)
+# IORING_FEAT_NODROP, SUBMIT_STABLE and RW_CUR_POS: nothing lost, iovecs read at submission, offset -1.
+_FEATURES_NEEDED: Final = 1 << 1 | 1 << 2 | 1 << 3
+_ENTRIES_MIN: Final = 8
+_SQE_ASYNC: Final = 1 << 4  # IOSQE_ASYNC
+# io-wq's limit for files that may block for ever is RLIMIT_NPROC if nobody sets one; regular
+# files keep the kernel's own limit (min of SQ entries and 4 per CPU), which 0 leaves alone.
+_UNBOUNDED_WORKERS_MAX: Final = 64
+
+# One au_row: user_data, address, offset, length, fd, op_flags, and opcode | sqe_flags << 8.
+_ROW: Final = "QQqIiII"
+_ROW_SIZE: Final = struct.calcsize("=" + _ROW)
+_PACK_POWER_MAX: Final = 8
+_PROBE_MS_MAX: Final = 5000
+
+_SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
+
+
+def open_ring(depth: int) -> UringDriver:
+    """
+    Open a ring and prove that it works.
+
+    :raises UringUnavailableError: with the cause and the remedy, in one sentence
+    """
+    if not sys.platform.startswith("linux"):
+        raise UringUnavailableError(errno.ENOSYS, f"io_uring exists on Linux alone, and this system is {sys.platform}")
+    try:
+        from ._native._lib import ffi, lib
+    except ImportError as exc:
+        raise UringUnavailableError(
+            errno.ENOSYS,
+            f"anyio_uring's compiled extension cannot be imported ({exc}): "
+            "install liburing's headers (Debian: liburing-dev) and reinstall anyio_uring",
+        ) from exc
+    ring = _climb(lib, ffi, depth)
+    driver = UringDriver(lib, ffi, ring, depth)
+    try:
+        _probe(driver)
+    except OSError as exc:
+        driver.close()
+        raise _unavailable(exc.errno or errno.EIO, "a first read through the ring") from exc
+    return driver
+
+
+def _climb(lib: Any, ffi: Any, depth: int) -> Any:
+    """Open the ring with the best flags that the kernel knows, and as many entries as memory allows."""
+    out = ffi.new("au_ring **")
+    entries = max(depth, _ENTRIES_MIN)
+    rung = 0
+    while True:
+        flags = sum(SETUP_FLAGS[name] for name in _LADDER[rung]) | _CLAMP
+        # C3: room for one completion and one cancel completion of each operation.
+        ret: int = lib.au_open(out, entries, 2 * entries, flags)
+        if ret == 0:
+            return out[0]
+        if ret == -errno.EINVAL and rung < len(_LADDER) - 1:
+            rung += 1
+        elif ret == -errno.ENOMEM and entries > _ENTRIES_MIN:
+            entries = max(entries // 2, _ENTRIES_MIN)
+        else:
+            raise _unavailable(-ret, "io_uring_setup")
+
+
+def _probe(driver: UringDriver) -> None:
+    """Read a few bytes through the ring: a filter may allow the set-up and forbid the use."""
+    if driver.lacks(_FEATURES_NEEDED):
+        raise OSError(errno.ENOSYS, "the kernel's io_uring is too old")
+    expected = b"anyio_uring"
+    fd = os.memfd_create("anyio_uring-probe", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, expected)
+        memory = bytearray(len(expected))
+        row, pin = driver.prepare(0, Request(Opcode.READ, fd, memory, 0))
+        _, completions = driver.turn([row])
+        if not completions:
+            # A worker of the kernel has it. That its completion wakes a poll is part of the proof.
+            poller = select.poll()
+            poller.register(driver.fileno(), select.POLLIN)
+            poller.poll(_PROBE_MS_MAX)
+            _, completions = driver.turn([])
+        if not completions:
+            raise OSError(errno.ETIME, "no completion came back")
+        del pin
+        if completions[1] < 0:
+            raise OSError(-completions[1], os.strerror(-completions[1]))
+        if bytes(memory) != expected:
+            raise OSError(errno.EIO, "wrong bytes came back")
+    finally:
+        os.close(fd)
+
+
+def _unavailable(code: int, what: str) -> UringUnavailableError:
+    """Say in one sentence what happened and what to do about it."""
+    name = errno.errorcode.get(code, str(code))
+    try:
+        disabled = int(_SYSCTL.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        disabled = 0
+    if code == errno.EPERM and disabled:
+        reason = (
+            f"the sysctl kernel.io_uring_disabled is {disabled}, which forbids io_uring here: "
+            "an administrator can allow it with sysctl -w kernel.io_uring_disabled=0"
+        )
+    elif code in {errno.EPERM, errno.EACCES}:
+        reason = (
+            f"{what} was refused with {name}, as a seccomp filter or security module does (containers' default "
+            "profiles among them): allow io_uring_setup, io_uring_enter and io_uring_register"
+        )
+    elif code == errno.ENOSYS:
+        reason = (
+            f"{what} failed with {name}: this kernel ({platform.release()}) has no usable io_uring, or a sandbox "
+            "hides it: use Linux 5.6 or newer and allow io_uring_setup, io_uring_enter and io_uring_register"
+        )
+    elif code == errno.ENOMEM:
+        reason = (
+            f"{what} failed with {name}, most likely for lack of locked memory: "
+            "raise RLIMIT_MEMLOCK (ulimit -l) or open with a smaller depth"
+        )
+    elif code in {errno.EMFILE, errno.ENFILE}:
+        reason = f"{what} failed with {name}: no file descriptor is free: raise RLIMIT_NOFILE (ulimit -n)"
+    else:
+        reason = f"{what} failed with {name} ({os.strerror(code)}): use driver='threads', or report it with the kernel's version"
+    return UringUnavailableError(code, reason)
+
+
+class UringDriver:
+    """The driver over one io_uring: fulfils :class:`anyio_uring._driver.Driver`."""
+
+    __slots__ = (
+        "_capacity",
+        "_features",
+        "_ffi",
+        "_lib",
+        "_out",
+        "_packers",
+        "_ring",
+        "_rows",
+        "_rows_address",
+        "_state",
+        "completions_max",
+    )
+
+    name: DriverName = "uring"
+
+    def __init__(self, lib: Any, ffi: Any, ring: Any, depth: int) -> None:
+        self._lib = lib
+        self._ffi = ffi
+        self._ring = ring
+        self._state = lib.au_get_state(ring)
+        self.completions_max: int = self._state.cq_entries
+        self._capacity: int = self._state.cq_entries
+        self._out = ffi.new("au_completion[]", self._capacity)
+        self._rows = bytearray(self._capacity * _ROW_SIZE)
+        self._rows_address = ffi.from_buffer("au_row[]", self._rows)
+        # [struct of 1, 2, 4 ... rows]: packing 256 rows in one call takes half the time of 256 calls.
+        self._packers = [struct.Struct("=" + _ROW * (1 << power)) for power in range(_PACK_POWER_MAX + 1)]
+        lib.au_limit_workers(ring, 0, _UNBOUNDED_WORKERS_MAX)  # since 5.15; without it the default stands
+        supported = ffi.new("uint8_t[]", 256)
+        lib.au_get_opcodes(ring, supported, 256)
+        flags: int = self._state.setup_flags
+        self._features = UringFeatures(
+            kernel=platform.release(),
+            depth=min(depth, self._state.sq_entries),
+            sq_entries=self._state.sq_entries,
+            cq_entries=self._state.cq_entries,
+            setup_flags=tuple(name for name, bit in SETUP_FLAGS.items() if flags & bit),
+            opcodes=frozenset(opcode for opcode in range(256) if supported[opcode]),
+        )
+
+    @property
+    def features(self) -> UringFeatures:
+        return self._features
+
+    @property
+    def enters(self) -> int:
+        return int(self._state.enters)
+
+    @property
+    def overflows(self) -> int:
+        return int(self._state.overflows)
+
+    def lacks(self, features: int) -> bool:
+        """Whether one of these ``IORING_FEAT_*`` bits is missing."""
+        return self._state.features & features != features
+
+    def is_forked(self) -> bool:
+        return not self._state.owned
+
+    def is_hungry(self) -> bool:
+        return bool(self._state.unsubmitted)
+
+    def fileno(self) -> int:
+        return int(self._lib.au_get_fd(self._ring))
+
+    def limit_workers(self, bounded: int, unbounded: int) -> None:
+        """Limit io-wq's workers of this ring, for files that cannot and that can block for ever (0: as is)."""
+        ret = self._lib.au_limit_workers(self._ring, bounded, unbounded)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+
+    def allocate(self, length: int) -> bytes | bytearray:
+        # A bytes object that nobody else has seen may be filled by C, as after
+        # PyBytes_FromStringAndSize(NULL, n): no copy, and large ones come from the kernel as
+        # zero pages.  Objects of 0 and 1 byte can be shared by the interpreter.
+        return bytes(length) if length > 1 else bytearray(length)
+
+    def prepare(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
+        opcode = request.opcode
+        memory = request.memory
+        head = opcode | _SQE_ASYNC << 8 if request.force_async else int(opcode)
+        if memory is None:
+            return (user_data, 0, 0, 0, request.fd, request.op_flags, head), request
+        ffi = self._ffi
+        if opcode in {Opcode.READV, Opcode.WRITEV}:
+            pins = [ffi.from_buffer(view) for view in memory]
+            vector = ffi.new("au_iovec[]", [(int(ffi.cast("uintptr_t", pin)), len(pin)) for pin in pins])
+            address, length = int(ffi.cast("uintptr_t", vector)), len(pins)
+            pin: object = (pins, vector, request)
+        else:
+            data = ffi.from_buffer(memory)
+            address, length = int(ffi.cast("uintptr_t", data)), len(data)
+            pin = (data, request)
+        return (user_data, address, request.offset, length, request.fd, request.op_flags, head), pin
+
+    def prepare_cancel(self, user_data: int, target: int) -> tuple[int, ...]:
+        return (user_data, target, 0, 0, -1, 0, int(Opcode.ASYNC_CANCEL))
+
+    def turn(self, rows: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]]:
+        count = min(len(rows), self._capacity)
+        packed = 0
+        while packed < count:
+            power = min((count - packed).bit_length() - 1, _PACK_POWER_MAX)
+            block = rows[packed : packed + (1 << power)]
+            self._packers[power].pack_into(self._rows, packed * _ROW_SIZE, *chain.from_iterable(block))
+            packed += len(block)
+        drained: int = self._lib.au_turn(self._ring, self._rows_address, count, self._out, self._capacity)
+        if drained < 0:
+            raise OSError(-drained, f"io_uring_enter failed: {os.strerror(-drained)}")
+        taken = int(self._state.consumed) if count else 0
+        if not drained:
+            return taken, ()
+        return taken, self._ffi.unpack(self._ffi.cast("int64_t *", self._out), 2 * drained)
+
+    def close(self) -> None:
+        if self._ring is not None:
+            self._lib.au_close(self._ring)
+            self._ring = self._state = None
