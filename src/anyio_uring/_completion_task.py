@@ -18,7 +18,7 @@ The contract.  Tests and asserts cite these numbers.
 
 C1  Checkpoint. Every public coroutine that returns normally was a cancellation point before it had
     any effect, and a schedule point; also for an empty batch or zero bytes.  An operation is staged,
-    and submitted by the owner in the loop's next pass: a pending cancellation comes first.
+    and submitted by the owner only when every cancellation that was on its way has arrived.
 C2  Pinned. The operation holds its buffers (exported), its file object and every C structure until
     its own completions.  User data is slot, member and generation, so that a late completion can
     never meet a newer operation.  A bare int fd is the caller's to keep open.
@@ -129,8 +129,10 @@ class CompletionTask:
         "_free_slots",
         "_generation",
         "_in_flight_max",
+        "_is_announced",
         "_is_closing",
         "_loop",
+        "_ready",
         "_resubmissions",
         "_room",
         "_slots",
@@ -159,8 +161,10 @@ class CompletionTask:
         self._callers: OrderedDict[_Caller, None] = OrderedDict()
         # Operations some of whose members wait for room; they were here before the callers.
         self._unstaged: deque[_Operation] = deque()
-        # (operation, first member, one past the last member) to submit in the next turn.
+        # (operation, first member, one past the last member): staged, and to submit in the next turn.
         self._staged: list[tuple[_Operation, int, int]] = []
+        self._ready: list[tuple[_Operation, int, int]] = []
+        self._is_announced = False  # whether _make_ready() is on its way
         # User data of members to cancel.
         self._cancels: deque[int] = deque()
         self._cancels_in_flight = 0
@@ -260,17 +264,21 @@ class CompletionTask:
         with anyio.CancelScope(shield=True):  # C11
             try:
                 async with self._doorbell.watching(self._driver.fileno()):
-                    while not self._is_drained():
-                        await self._doorbell.wait()
-                        if not self._driver.is_forked():
-                            self._turn()
-            except BaseException as exc:
-                self._break(exc)
-                if not isinstance(exc, Exception):
-                    raise
+                    await self._serve()
             finally:
                 if self._drained is not None:
                     self._drained.set()
+
+    async def _serve(self) -> None:
+        try:
+            while not self._is_drained():
+                await self._doorbell.wait()
+                if not self._driver.is_forked():
+                    self._turn()
+        except BaseException as exc:
+            self._break(exc)
+            if not isinstance(exc, Exception):
+                raise
 
     def _is_drained(self) -> bool:
         if not self._is_closing:
@@ -283,9 +291,9 @@ class CompletionTask:
         """Submit what is staged and settle what has completed. Never blocks."""
         targets = self._take_cancels()
         rows: list[Row] = [self._driver.prepare_cancel(_CANCEL | target, target) for target in targets]
-        staged, self._staged = self._staged, []
-        for operation, first, last in staged:
-            if operation.event.abandoned and not operation.submitted:
+        ready, self._ready = self._ready, []
+        for operation, first, last in ready:
+            if operation.event.abandoned and not operation.submitted and not operation.is_dropped:
                 self._drop(operation)
             if not operation.is_dropped:  # C4
                 operation.submitted += last - first
@@ -298,7 +306,7 @@ class CompletionTask:
 
         taken, completions = self._driver.turn(rows)
         if taken < len(rows):
-            self._put_back(targets, staged, taken)
+            self._put_back(targets, ready, taken)
         for i in range(0, len(completions), 2):
             user_data, res = completions[i], completions[i + 1]
             if user_data & _CANCEL:
@@ -315,14 +323,14 @@ class CompletionTask:
         if self._driver.is_hungry() or taken < len(rows):
             self._doorbell.ring()
 
-    def _put_back(self, targets: list[int], staged: list[tuple[_Operation, int, int]], taken: int) -> None:
-        """Stage again what the driver had no space for: nothing is dropped (C5)."""
+    def _put_back(self, targets: list[int], ready: list[tuple[_Operation, int, int]], taken: int) -> None:
+        """Keep for the next turn what the driver had no space for: nothing is dropped (C5)."""
         cancels_left = targets[taken:]
         self._cancels.extendleft(reversed(cancels_left))
         self._cancels_in_flight -= len(cancels_left)
         self._cancellations -= len(cancels_left)
         position = len(targets)
-        for operation, first, last in staged:
+        for operation, first, last in ready:
             if operation.is_dropped:
                 continue
             left = min(max(position + last - first - taken, 0), last - first)
@@ -330,7 +338,7 @@ class CompletionTask:
             if left:
                 operation.submitted -= left
                 self._submissions -= left
-                self._staged.append((operation, last - left, last))
+                self._ready.append((operation, last - left, last))
 
     def _break(self, crash: BaseException) -> None:
         """Wake everyone with the bad news; what the kernel may still write to is never freed (C11)."""
@@ -389,7 +397,8 @@ class CompletionTask:
         """Hand out room: first to members of operations that have begun, then to callers, in order."""
         while self._room and self._unstaged:
             operation = self._unstaged[0]
-            self._stage(operation)
+            self._ready.append(self._take_room(operation))
+            self._doorbell.ring()
             if operation.staged == len(operation.requests):
                 self._unstaged.popleft()
         while self._room and self._callers:
@@ -422,16 +431,24 @@ class CompletionTask:
             self._give_room()
             raise
         self._slots[slot] = operation
-        self._stage(operation)
+        self._staged.append(self._take_room(operation))
+        if not self._is_announced:
+            self._is_announced = True
+            self._loop.call_behind_cancellations(self._make_ready)
         if operation.staged < len(requests):
             self._unstaged.append(operation)
         return operation
 
-    def _stage(self, operation: _Operation) -> None:
+    def _take_room(self, operation: _Operation) -> tuple[_Operation, int, int]:
         first = operation.staged
         operation.staged = last = min(first + self._room, len(operation.requests))
         self._room -= last - first
-        self._staged.append((operation, first, last))
+        return operation, first, last
+
+    def _make_ready(self) -> None:
+        self._is_announced = False
+        self._ready += self._staged
+        self._staged = []
         self._doorbell.ring()
 
     def _settle(self, operation: _Operation, member: int, res: int) -> None:
@@ -464,6 +481,7 @@ class CompletionTask:
 
     def _drop(self, operation: _Operation) -> None:
         """Forget an operation of which the driver has seen nothing (C4)."""
+        assert not operation.is_dropped and not operation.submitted, "C4: dropped twice, or too late"
         operation.is_dropped = True
         self._room += operation.staged
         if operation.staged < len(operation.requests):
@@ -479,10 +497,11 @@ class CompletionTask:
         if operation.staged < len(operation.requests):
             self._unstaged.remove(operation)
         unsent = set(range(operation.staged, len(operation.requests)))
-        for owner, first, last in self._staged:
+        for owner, first, last in self._staged + self._ready:
             if owner is operation:
                 unsent.update(range(first, last))
                 self._room += last - first
+        self._ready = [segment for segment in self._ready if segment[0] is not operation]
         self._staged = [segment for segment in self._staged if segment[0] is not operation]
         self._cancels.extend(
             operation.user_data + member * _MEMBER

@@ -7,6 +7,7 @@ counts and errors here.  It knows values; it never sees ids, rows or pointers.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -177,7 +178,7 @@ class AsyncIoManager:
         :raises OSError: as :func:`os.preadv` would
         """
         self._task.check()
-        return await self._transfer(_readinto_request(fd, buffer, offset))
+        return await self._transfer_and_release(_readinto_request(fd, buffer, offset))
 
     async def read_exactly(self, fd: FileDescriptor, length: int, offset: int) -> bytes:
         """
@@ -209,7 +210,7 @@ class AsyncIoManager:
         If it raises the cancellation, nothing was written.
         """
         self._task.check()
-        return await self._transfer(_write_request(fd, data, offset))
+        return await self._transfer_and_release(_write_request(fd, data, offset))
 
     async def write_all(self, fd: FileDescriptor, data: SupportsBuffer, offset: int) -> None:
         """
@@ -256,7 +257,7 @@ class AsyncIoManager:
         self._task.check()
         number, file = _arguments.descriptor(fd)
         views = [_buffers.writable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
-        return await self._transfer_parts(Request(Opcode.READV, number, views, _arguments.offset(offset), 0, file))
+        return await self._transfer_and_release(Request(Opcode.READV, number, views, _arguments.offset(offset), 0, file))
 
     async def writev(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
         """
@@ -271,7 +272,7 @@ class AsyncIoManager:
         self._task.check()
         number, file = _arguments.descriptor(fd)
         views = [_buffers.readable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
-        return await self._transfer_parts(Request(Opcode.WRITEV, number, views, _arguments.offset(offset), 0, file))
+        return await self._transfer_and_release(Request(Opcode.WRITEV, number, views, _arguments.offset(offset), 0, file))
 
     # --- durability -----------------------------------------------------------------------------
 
@@ -404,7 +405,7 @@ class AsyncIoManager:
 
     async def _transfer(self, request: Request) -> int:
         """Perform one request and return its count; in parts if it is longer than the kernel takes (C8)."""
-        if request.size > TRANSFER_MAX:
+        if request.is_long:
             return await self._transfer_parts(request)
         (res,) = await self._task.perform([request])
         if res < 0:
@@ -418,38 +419,55 @@ class AsyncIoManager:
         An error behind the first byte is left to the next call, as ``read(2)`` and ``write(2)`` do.
         """
         for part in request.rest(done).parts() if done else request.parts():
-            (res,) = await self._task.perform([attrs.evolve(part, offset=request.advanced(done))])
+            try:
+                (res,) = await self._task.perform([attrs.evolve(part, offset=request.advanced(done))])
+                size = part.size
+            finally:
+                part.release()
             if res < 0:
                 if done:
                     break
                 raise _arguments.error(res, request.file)
             done += res
-            if res < part.size:
+            if res < size:
                 break
         return done
 
+    async def _transfer_and_release(self, request: Request) -> int:
+        try:
+            return await self._transfer(request)
+        finally:
+            request.release()
+
     async def _batch(self, requests: list[Request]) -> list[int | OSError]:
         """Perform many requests as one operation: for each its count or its error."""
-        first_parts = [next(r.parts()) if r.size > TRANSFER_MAX else r for r in requests]
-        results: list[int | OSError] = []
-        for request, res in zip(requests, await self._task.perform(first_parts)):
-            if res < 0:
-                results.append(_arguments.error(res, request.file))
-            elif res == TRANSFER_MAX < request.size:
-                results.append(await self._transfer_parts(request, res))
-            else:
-                results.append(res)
-        return results
+        first_parts = [next(r.parts()) if r.is_long else r for r in requests]
+        try:
+            results: list[int | OSError] = []
+            for request, res in zip(requests, await self._task.perform(first_parts)):
+                if res < 0:
+                    results.append(_arguments.error(res, request.file))
+                elif res == TRANSFER_MAX and request.is_long:
+                    results.append(await self._transfer_parts(request, res))
+                else:
+                    results.append(res)
+            return results
+        finally:
+            for request in itertools.chain(requests, first_parts):
+                request.release()
 
     async def _write_all(self, request: Request) -> int:
-        total = request.size
-        done = await self._transfer(request)
-        while done < total:
-            count = await self._transfer(request.rest(done))
-            if not count:
-                raise OSError(errno.EIO, "the kernel wrote nothing and gave no error")
-            done += count
-        return done
+        try:
+            total = request.size
+            done = await self._transfer(request)
+            while done < total:
+                count = await self._transfer_and_release(request.rest(done))
+                if not count:
+                    raise OSError(errno.EIO, "the kernel wrote nothing and gave no error")
+                done += count
+            return done
+        finally:
+            request.release()
 
 
 def _readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> Request:

@@ -53,6 +53,7 @@ class ThreadDriver:
         "_active",
         "_crash",
         "_done",
+        "_doomed",
         "_executor",
         "_features",
         "_is_signalled",
@@ -61,6 +62,7 @@ class ThreadDriver:
         "_pid",
         "_poller",
         "_poller_signal",
+        "_running",
         "_signal",
         "_todo",
         "_workers",
@@ -89,6 +91,9 @@ class ThreadDriver:
         self._lock = threading.Lock()
         # Guarded by the lock, as all that follows: {user data: row} that no worker has taken.
         self._todo: OrderedDict[int, _Row] = OrderedDict()
+        # User data of rows that workers carry out, and those of them that were cancelled meanwhile.
+        self._running: set[int] = set()
+        self._doomed: set[int] = set()
         # {user data: row} whose descriptor was not ready.
         self._parked: dict[int, _Row] = {}
         # user_data, res, user_data, res ...
@@ -138,10 +143,11 @@ class ThreadDriver:
     def close(self) -> None:
         if self._signal.is_closed:
             return
-        assert self.is_forked() or not (self._todo or self._parked or self._active), "C10: not drained"
-        self._workers = 0
         if not self.is_forked():
-            self._poller_signal.set()
+            with self._lock:
+                assert not self._todo and not self._parked, "C10: not drained"
+                self._workers = 0
+                self._poller_signal.set()
             if self._poller is not None:
                 self._poller.join()
             self._executor.shutdown(wait=True)
@@ -160,6 +166,8 @@ class ThreadDriver:
             self._complete(row.target, -errno.ECANCELED)
             res = 0
         else:
+            if row.target in self._running:
+                self._doomed.add(row.target)
             res = -errno.EALREADY
         self._complete(row.user_data, res)
 
@@ -186,6 +194,7 @@ class ThreadDriver:
                     self._active -= 1
                     return
                 _, row = self._todo.popitem(last=False)
+                self._running.add(row.user_data)
                 self.enters += 1
             try:
                 assert row.request is not None
@@ -197,6 +206,10 @@ class ThreadDriver:
                 return
 
     def _put_away(self, row: _Row, res: int | None) -> None:
+        self._running.remove(row.user_data)
+        if res is None and row.user_data in self._doomed:
+            res = -errno.ECANCELED  # cancelled while it found out that it would block
+        self._doomed.discard(row.user_data)
         if res is not None:
             self._complete(row.user_data, res)
             return

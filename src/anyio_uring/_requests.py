@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import attrs
@@ -66,6 +67,13 @@ class Request:
             return 0
         return sum(map(len, self.memory)) if isinstance(self.memory, list) else len(self.memory)
 
+    @property
+    def is_long(self) -> bool:
+        """Whether the kernel takes it in parts only."""
+        if isinstance(self.memory, list):
+            return len(self.memory) > VECTOR_MAX or self.size > TRANSFER_MAX
+        return self.size > TRANSFER_MAX
+
     def rest(self, done: int) -> Request:
         """Return the request for what is behind the first ``done`` bytes of one buffer."""
         return attrs.evolve(self, memory=memoryview(self.memory)[done:], offset=self.advanced(done))
@@ -83,6 +91,17 @@ class Request:
             view = memoryview(self.memory)
             for start in range(0, len(view), TRANSFER_MAX):
                 yield attrs.evolve(self, memory=view[start : start + TRANSFER_MAX])
+
+    def release(self) -> None:
+        """
+        Give up the exports of callers' memory, without waiting for a traceback or the collector to do so.
+
+        Memory that a driver still holds stays exported: after a crash of the owner, for ever (C11).
+        """
+        for view in self.memory if isinstance(self.memory, list) else (self.memory,):
+            if isinstance(view, memoryview):
+                with suppress(BufferError):
+                    view.release()
 
     def advanced(self, done: int) -> int:
         """Return the offset behind ``done`` bytes; the file position (-1) moves by itself."""

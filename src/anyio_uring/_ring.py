@@ -174,6 +174,7 @@ class UringDriver:
         "_capacity",
         "_features",
         "_ffi",
+        "_last_counts",
         "_lib",
         "_out",
         "_packers",
@@ -191,6 +192,7 @@ class UringDriver:
         self._ffi = ffi
         self._ring = ring
         self._state = lib.au_get_state(ring)
+        self._last_counts = 0, 0  # once closed
         self.completions_max: int = self._state.cq_entries
         self._capacity: int = self._state.cq_entries
         self._out = ffi.new("au_completion[]", self._capacity)
@@ -217,11 +219,11 @@ class UringDriver:
 
     @property
     def enters(self) -> int:
-        return int(self._state.enters)
+        return int(self._state.enters) if self._state is not None else self._last_counts[0]
 
     @property
     def overflows(self) -> int:
-        return int(self._state.overflows)
+        return int(self._state.overflows) if self._state is not None else self._last_counts[1]
 
     def lacks(self, features: int) -> bool:
         """Whether one of these ``IORING_FEAT_*`` bits is missing."""
@@ -287,5 +289,6 @@ class UringDriver:
 
     def close(self) -> None:
         if self._ring is not None:
+            self._last_counts = self.enters, self.overflows
             self._lib.au_close(self._ring)
             self._ring = self._state = None

@@ -1,0 +1,81 @@
+"""Every event loop and every driver, for every test that asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from blockbuster import blockbuster_ctx
+
+from anyio_uring import AsyncIoManager, open_uring
+
+from .helpers import BACKENDS
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-ring", action="store_true", help="leave out the tests of the ring, for a system without io_uring"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what the ring tests run on, or that they were left out."""
+
+    async def probe() -> str:
+        async with open_uring() as io:
+            flags = ", ".join(io.features.setup_flags)
+            return f"anyio_uring: {io.driver}, kernel {io.features.kernel}, {flags or io.fallback_reason}"
+
+    lines = [anyio.run(probe)]
+    if config.getoption("--no-ring"):
+        lines.append("anyio_uring: THE RING IS NOT TESTED (--no-ring)")
+    return lines
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --no-ring a missing ring fails the tests; nothing is skipped in silence."""
+    if config.getoption("--no-ring"):
+        ring = [item for item in items if "uring" in item.keywords or "[uring" in item.name or "-uring" in item.name]
+        config.hook.pytest_deselected(items=ring)
+        items[:] = [item for item in items if item not in ring]
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=["uring", "threads"])
+def driver(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+async def io(driver: Any) -> AsyncIterator[AsyncIoManager]:
+    async with open_uring(driver=driver) as manager:
+        assert manager.driver == driver
+        yield manager
+        assert manager.statistics().in_flight == 0, "C10: the test left something in flight"
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """A call of this library that blocks the event loop fails the test (asyncio; trio has no such hook)."""
+    with blockbuster_ctx(scanned_modules="anyio_uring") as blockbuster:
+        # Opening proves the ring with a read of a memory-backed file, before the block is entered.
+        for function in blockbuster.functions.values():
+            function.can_block_in("anyio_uring/_ring.py", {"open_ring", "_probe", "_unavailable"})
+            # The driver's lock is held for a few instructions; at the end idle threads are joined.
+            function.can_block_in("anyio_uring/_fallback.py", {"turn", "close"})
+        yield
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of 64 KiB in which every 4-byte word is its own index."""
+    file = tmp_path / "data"
+    file.write_bytes(b"".join(i.to_bytes(4, "big") for i in range(16384)))
+    return file

@@ -1,0 +1,163 @@
+"""What several tests share: waiting for a state without sleeping, and a driver that tests control."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+from anyio_uring import AsyncIoManager, UringFeatures
+from anyio_uring._completion_task import CompletionTask
+from anyio_uring._requests import Request
+from anyio_uring._waiters import current_loop
+
+BACKENDS: list[Any] = [
+    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop"),
+]
+if sys.version_info >= (3, 12):
+
+    def _eager_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    BACKENDS.append(pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="eager"))
+
+# For tests of asyncio's own cancellation.
+asyncio_only = pytest.mark.parametrize("anyio_backend", BACKENDS.copy())
+BACKENDS.append(pytest.param(("trio", {}), id="trio"))
+
+# For tests of many thousands of operations: asyncio's debug mode takes a millisecond for each.
+WITHOUT_DEBUG = ["asyncio", "trio"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give the loop its turn until the condition holds; the test's timeout is the limit."""
+    while not condition():
+        await anyio.lowlevel.checkpoint()
+
+
+async def in_flight(io: AsyncIoManager, count: int) -> None:
+    """Wait until exactly this many operations are with the driver."""
+    await until(lambda: io.statistics().in_flight == count)
+
+
+class ScriptedDriver:
+    """A driver whose completions come when, and as, the test says. Fulfils ``anyio_uring._driver.Driver``."""
+
+    name: Any = "uring"
+
+    def __init__(self, depth: int = 8) -> None:
+        self.features = UringFeatures(
+            kernel="scripted", depth=depth, sq_entries=depth, cq_entries=2 * depth, setup_flags=(), opcodes=frozenset()
+        )
+        self.completions_max = 2 * depth
+        self.enters = 0
+        self.overflows = 0
+        self.rows_max = 1000  # rows that one turn takes
+        self.rows_left = 1_000_000  # rows that all turns take
+        self.crash: BaseException | None = None
+        self.is_closed = False
+        # {user data: request} without a completion
+        self.pending: dict[int, Request] = {}
+        # {user data of the cancel request: user data of its target} without a completion
+        self.cancels: dict[int, int] = {}
+        self.taken: list[Request] = []  # every request ever taken, in order
+        self._done: list[int] = []
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._out, False)
+
+    def is_forked(self) -> bool:
+        return False
+
+    def is_hungry(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._out
+
+    def allocate(self, length: int) -> bytes | bytearray:
+        return bytearray(length)
+
+    def prepare(self, user_data: int, request: Request) -> tuple[Any, object]:
+        return (user_data, request, None), request
+
+    def prepare_cancel(self, user_data: int, target: int) -> Any:
+        return (user_data, None, target)
+
+    def turn(self, rows: Sequence[Any]) -> tuple[int, Sequence[int]]:
+        self.enters += 1
+        if self.crash is not None:
+            raise self.crash
+        taken = rows[: min(self.rows_max, self.rows_left)]
+        self.rows_left -= len(taken)
+        for user_data, request, target in taken:
+            if request is None:
+                self.cancels[user_data] = target
+            else:
+                self.pending[user_data] = request
+                self.taken.append(request)
+        if self._done:
+            os.read(self._out, 4096)
+        done, self._done = self._done, []
+        return len(taken), done
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            os.close(self._out)
+            os.close(self._in)
+
+    # --- what the test says ---------------------------------------------------------------------
+
+    def complete(self, res: int, index: int = 0) -> None:
+        """Complete the pending operation with this index."""
+        user_data = list(self.pending)[index]
+        del self.pending[user_data]
+        self._push(user_data, res)
+
+    def complete_cancel(self, res: int) -> int:
+        """Complete the oldest cancel request; return the user data of its target."""
+        user_data = next(iter(self.cancels))
+        target = self.cancels.pop(user_data)
+        self._push(user_data, res)
+        return target
+
+    def _push(self, user_data: int, res: int) -> None:
+        self._done += user_data, res
+        os.write(self._in, b"x")
+
+
+@asynccontextmanager
+async def scripted(depth: int = 8) -> AsyncIterator[tuple[ScriptedDriver, CompletionTask]]:
+    """An owner task on a scripted driver; on leaving, cancel requests succeed."""
+    driver = ScriptedDriver(depth)
+    task = CompletionTask(driver, current_loop())
+
+    async def cancel_everything() -> None:
+        while True:
+            await until(lambda: bool(driver.cancels))
+            target = driver.complete_cancel(0)
+            driver.complete(-125, list(driver.pending).index(target))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(task.run)
+        try:
+            yield driver, task
+        finally:
+            async with anyio.create_task_group() as closing:
+                closing.start_soon(cancel_everything)
+                with anyio.CancelScope(shield=True):
+                    try:
+                        await task.aclose()
+                    except anyio.BrokenResourceError:
+                        driver.close()
+                closing.cancel_scope.cancel()

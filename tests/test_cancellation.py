@@ -1,0 +1,813 @@
+"""Contract C4 to C10: cancellation of operations that truly block, on every loop and driver."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_uring import AsyncIoManager, open_uring
+
+from .helpers import WITHOUT_DEBUG, asyncio_only, in_flight, scripted, until
+
+pytestmark = pytest.mark.anyio
+
+ECANCELED, ENOENT, EALREADY, EINTR, EIO = -errno.ECANCELED, -errno.ENOENT, -errno.EALREADY, -errno.EINTR, -errno.EIO
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """An empty pipe: a read of it truly blocks."""
+    ends = os.pipe()
+    yield ends
+    os.close(ends[0])
+    os.close(ends[1])
+
+
+# --- an operation in the kernel: C5, C6 ---------------------------------------------------------------
+
+
+async def test_a_cancel_scope_cancels_a_blocked_read(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    buffer = bytearray(10)
+    async with anyio.create_task_group() as tasks:
+
+        async def read() -> None:
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await io.readinto(pipe[0], buffer, -1)
+                raise AssertionError("nobody wrote to the pipe")
+
+        scopes: list[anyio.CancelScope] = []
+        tasks.start_soon(read)
+        await in_flight(io, 1)
+        with pytest.raises(BufferError):
+            buffer.append(1)  # C2: exported while the kernel may write to it
+        scopes[0].cancel()
+    assert scopes[0].cancelled_caught
+    assert io.statistics().in_flight == 0
+    assert io.statistics().cancellations == 1
+    buffer.append(1)
+    os.write(pipe[1], b"later")
+    assert bytes(buffer) == b"\0" * 10 + b"\1"  # the late byte went nowhere
+    assert await io.read(pipe[0], 10, -1) == b"later"
+
+
+async def test_a_deadline_cancels_a_blocked_read(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    with anyio.move_on_after(0.01) as scope:
+        await io.read(pipe[0], 10, -1)
+    assert scope.cancelled_caught
+    with pytest.raises(TimeoutError):
+        with anyio.fail_after(0.01):
+            await io.read_batch([(pipe[0], 1, -1), (pipe[0], 1, -1)])
+    assert io.statistics().in_flight == 0
+    assert io.statistics().cancellations == 3
+
+
+async def test_an_outer_scope_cancels_and_a_shield_holds_it_off(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    with anyio.CancelScope() as outer:
+        async with anyio.create_task_group() as tasks:
+
+            async def read() -> None:
+                with anyio.CancelScope(shield=True):
+                    got.append(await io.read(pipe[0], 1, -1))
+                await io.read(pipe[0], 1, -1)
+
+            got: list[bytes] = []
+            tasks.start_soon(read)
+            await in_flight(io, 1)
+            outer.cancel()
+            with anyio.CancelScope(shield=True):
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
+                assert io.statistics().in_flight == 1
+                os.write(pipe[1], b"xy")
+    assert got == [b"x"]
+    assert outer.cancelled_caught
+    assert await io.read(pipe[0], 1, -1) == b"y"
+
+
+async def test_a_blocked_write_is_cancelled(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    os.set_blocking(pipe[1], False)
+    try:
+        while True:
+            os.write(pipe[1], b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(pipe[1], True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(io.write, pipe[1], b"y", -1)
+        await in_flight(io, 1)
+        tasks.cancel_scope.cancel()
+    content = os.read(pipe[0], 1 << 20)
+    assert set(content) == set(b"x")
+
+
+async def test_a_batch_is_cancelled_as_one(io: AsyncIoManager, pipe: tuple[int, int], path: Path) -> None:
+    buffers = [bytearray(4) for _ in range(5)]
+    with path.open("rb") as file:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                io.readinto_batch,
+                [(pipe[0], buffers[0], -1), (file, buffers[1], 4), (pipe[0], buffers[2], -1), (file, buffers[3], 8)],
+            )
+            await in_flight(io, 2)  # the reads of the file are done
+            tasks.cancel_scope.cancel()
+    assert bytes(buffers[1]) == (1).to_bytes(4, "big")
+    assert io.statistics().cancellations == 2
+    assert io.statistics().in_flight == 0
+    for buffer in buffers:
+        buffer.append(0)
+
+
+async def test_a_batch_larger_than_the_ring_is_cancelled(driver: Any, pipe: tuple[int, int]) -> None:
+    async with open_uring(driver=driver, depth=4) as io:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(io.read_batch, [(pipe[0], 1, -1)] * 1000)
+            await in_flight(io, 4)
+            tasks.cancel_scope.cancel()
+        assert io.statistics().submissions == 4  # C4: the other members never reached the driver
+        assert io.statistics().in_flight == 0
+        os.write(pipe[1], b"z")
+        assert await io.read(pipe[0], 1, -1) == b"z"
+
+
+async def test_a_full_submission_queue_drops_no_cancel_request(driver: Any, pipe: tuple[int, int]) -> None:
+    """Sixteen blocked reads fill the ring; cancelled at once, their cancel requests fill it again."""
+    async with open_uring(driver=driver, depth=16) as io:
+        for _ in range(5):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(40):
+                    tasks.start_soon(io.read, pipe[0], 1, -1)
+                await in_flight(io, 16)
+                await until(lambda: io.statistics().waiting == 24)
+                tasks.cancel_scope.cancel()
+            assert io.statistics().in_flight == io.statistics().waiting == 0
+        assert io.statistics().cancellations == 5 * 16
+        assert io.statistics().overflows == 0
+
+
+@pytest.mark.parametrize("anyio_backend", WITHOUT_DEBUG)
+async def test_ten_thousand_cancelled_operations_leave_nothing(driver: Any, pipe: tuple[int, int]) -> None:
+    rounds = 20
+    async with open_uring(driver=driver, depth=500) as io:
+        for i in range(rounds):
+            if i == 2:  # caches are warm
+                gc.collect()
+                descriptors, objects = len(os.listdir("/proc/self/fd")), len(gc.get_objects())
+            async with anyio.create_task_group() as tasks:
+                for _ in range(500):
+                    tasks.start_soon(io.readinto, pipe[0], bytearray(16), -1)
+                await in_flight(io, 500)
+                tasks.cancel_scope.cancel()
+            assert io.statistics().in_flight == 0
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert len(gc.get_objects()) - objects < 500  # one object an operation would be 9000
+        statistics = io.statistics()
+        assert statistics.submissions == statistics.completions == statistics.cancellations == rounds * 500
+        assert statistics.overflows == 0
+
+
+async def test_queued_operations_in_a_worker_of_the_kernel_are_cancelled(tmp_path: Path) -> None:
+    """Writes of a file go to io-wq; with one worker, the later ones wait there and can be cancelled."""
+    async with open_uring(driver="uring", depth=64) as io:
+        io._driver.limit_workers(1, 1)  # type: ignore[attr-defined]
+        with (tmp_path / "file").open("w+b") as file:
+            megabyte = bytes(1 << 20)
+            outcome = []
+
+            async def write() -> None:
+                with anyio.CancelScope() as scope:
+                    scopes.append(scope)
+                    outcome.append(await io.write_batch([(file, megabyte, i << 20) for i in range(64)]))
+
+            scopes: list[anyio.CancelScope] = []
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(write)
+                await until(lambda: io.statistics().in_flight > 32)
+                scopes[0].cancel()
+            statistics = io.statistics()
+            assert statistics.in_flight == 0
+            assert statistics.cancellations > 32
+            if scopes[0].cancelled_caught:
+                assert outcome == []
+            else:  # every one was quicker than its cancel request: then every result is there
+                assert outcome == [[1 << 20] * 64]
+
+
+# --- an operation that is only staged, or waits for room: C4 --------------------------------------------
+
+
+async def test_cancelled_before_it_was_submitted_it_never_happens(io: AsyncIoManager) -> None:
+    with tempfile.TemporaryFile() as file:
+        for verb, arguments in (
+            (io.write, (file, b"data", 0)),
+            (io.write_all, (file, b"data", 0)),
+            (io.write_and_sync, (file, b"data", 0)),
+            (io.write_batch, ([(file, b"data", 0)],)),
+            (io.writev, (file, [b"data"], 0)),
+        ):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await verb(*arguments)  # type: ignore[operator]
+            assert scope.cancelled_caught
+        assert os.fstat(file.fileno()).st_size == 0
+    assert io.statistics().submissions == 0
+
+
+async def test_cancelled_in_the_same_pass_it_never_happens(io: AsyncIoManager) -> None:
+    """The operation is staged, and its scope is cancelled before the owner's turn comes."""
+    with tempfile.TemporaryFile() as file:
+        async with anyio.create_task_group() as tasks:
+
+            async def write_then_cancel() -> None:
+                await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+                await io.write(file, b"data", 0)
+
+            tasks.start_soon(write_then_cancel)
+        assert os.fstat(file.fileno()).st_size == 0
+
+
+async def test_a_caller_that_waits_for_room_is_cancelled(driver: Any, pipe: tuple[int, int]) -> None:
+    buffer = bytearray(4)
+    async with open_uring(driver=driver, depth=1) as io, anyio.create_task_group() as tasks:
+        tasks.start_soon(io.read, pipe[0], 1, -1)
+        await in_flight(io, 1)
+        async with anyio.create_task_group() as waiting:
+            waiting.start_soon(io.readinto, pipe[0], buffer, -1)
+            await until(lambda: io.statistics().waiting == 1)
+            waiting.cancel_scope.cancel()
+        assert io.statistics().waiting == 0
+        assert io.statistics().submissions == 1
+        os.write(pipe[1], b"x")
+
+
+# --- the truth, in every order of completions: C5, C6 (a driver that the test controls) -----------------
+
+
+async def _perform(task: Any, results: list[Any], scope: anyio.CancelScope, *, requests: int = 1) -> None:
+    with scope:
+        try:
+            results.append(await task.perform([_request() for _ in range(requests)]))
+        except OSError as exc:
+            results.append(exc)
+        await anyio.lowlevel.checkpoint()
+        results.append("went on")
+
+
+def _request() -> Any:
+    from anyio_uring._requests import Opcode, Request
+
+    return Request(Opcode.READ, 0, bytearray(1), 0)
+
+
+@pytest.mark.parametrize("cancel_result", [0, ENOENT, EALREADY])
+@pytest.mark.parametrize("cancel_first", [True, False])
+@pytest.mark.parametrize(
+    ("res", "expected"),
+    [(5, [[5]]), (0, [[0]]), (ECANCELED, []), (EINTR, []), (EIO, [[EIO]])],
+    ids=["success", "eof", "ECANCELED", "EINTR", "EIO"],
+)
+async def test_the_operations_own_result_decides(
+    cancel_result: int, cancel_first: bool, res: int, expected: list[Any]
+) -> None:
+    """C6; and C5: the cancel request's own result decides nothing, before or after the operation's."""
+    results: list[Any] = []
+    async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+        tasks.start_soon(_perform, task, results, scope := anyio.CancelScope())
+        await until(lambda: len(driver.pending) == 1)
+        scope.cancel()
+        await until(lambda: len(driver.cancels) == 1)
+        if cancel_first:
+            driver.complete_cancel(cancel_result)
+            turns = driver.enters
+            await until(lambda: driver.enters > turns)
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+            assert not scope.cancelled_caught and results == []  # it waits for the operation's own completion
+        driver.complete(res)
+        if not cancel_first:
+            await until(lambda: bool(results) or scope.cancelled_caught)
+            driver.complete_cancel(cancel_result)
+    # What was returned is kept, and the scope cancels at the next checkpoint: "went on" is never reached.
+    assert results == expected
+    assert scope.cancelled_caught
+    assert task.statistics().cancellations == 1  # one request, however long it took
+
+
+async def test_a_batch_with_one_member_that_was_cancelled_is_cancelled() -> None:
+    results: list[Any] = []
+    async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+        tasks.start_soon(partial(_perform, task, results, scope, requests=3))
+        await until(lambda: len(driver.pending) == 3)
+        driver.complete(7)
+        await until(lambda: task.statistics().completions == 1)
+        scope.cancel()
+        await until(lambda: len(driver.cancels) == 2)  # not for the member that has its result
+        driver.complete(8)
+        driver.complete(ECANCELED)
+        driver.complete_cancel(0)
+        driver.complete_cancel(ENOENT)
+    assert results == []
+    assert scope.cancelled_caught
+
+
+async def test_a_batch_whose_members_all_succeeded_is_returned() -> None:
+    results: list[Any] = []
+    async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+        tasks.start_soon(partial(_perform, task, results, scope, requests=2))
+        await until(lambda: len(driver.pending) == 2)
+        scope.cancel()
+        await until(lambda: len(driver.cancels) == 2)
+        driver.complete(2, index=1)
+        driver.complete(1)
+        driver.complete_cancel(EALREADY)
+        driver.complete_cancel(EALREADY)
+    assert results == [[1, 2]]
+    assert scope.cancelled_caught
+
+
+async def test_a_driver_with_little_space_gets_every_row_in_the_end() -> None:
+    """A full submission queue: rows are brought again, cancel requests among them (C5)."""
+    results: list[Any] = []
+    async with scripted(depth=8) as (driver, task), anyio.create_task_group() as tasks:
+        driver.rows_max = 1
+        scope = anyio.CancelScope()
+        for _ in range(8):
+            tasks.start_soon(_perform, task, results, anyio.CancelScope())
+        await until(lambda: len(driver.pending) == 8)
+        tasks.start_soon(partial(_perform, task, results, scope, requests=5))
+        await until(lambda: task.statistics().waiting == 1)
+        assert task.statistics().in_flight == 8
+        for i in range(8):
+            driver.complete(i)
+        await until(lambda: len(driver.pending) == 5)
+        scope.cancel()
+        await until(lambda: len(driver.cancels) == 5)
+        for _ in range(5):
+            driver.complete(ECANCELED)
+            driver.complete_cancel(0)
+    assert scope.cancelled_caught
+    assert sorted(r[0] for r in results if r != "went on") == list(range(8))
+    assert task.statistics().cancellations == 5
+
+
+async def test_a_batch_cancelled_while_the_driver_has_taken_a_part_of_it() -> None:
+    """Members that were staged and not taken never happen; the others are cancelled and waited for."""
+    async with scripted(depth=8) as (driver, task), anyio.create_task_group() as tasks:
+        driver.rows_left = 3
+        scope = anyio.CancelScope()
+        results: list[Any] = []
+        tasks.start_soon(partial(_perform, task, results, scope, requests=20))
+        await until(lambda: len(driver.pending) == 3)
+        scope.cancel()
+        await until(lambda: bool(task._cancels))
+        driver.rows_left = 100
+        await until(lambda: len(driver.cancels) == len(driver.pending))
+        assert len(driver.taken) == 3
+        while driver.pending:
+            driver.complete(ECANCELED)
+        while driver.cancels:
+            driver.complete_cancel(0)
+    assert results == []
+    assert scope.cancelled_caught
+
+
+async def test_no_more_cancel_requests_than_the_completion_queue_can_hold() -> None:
+    """C3: in flight, cancel requests included, never exceeds the completion queue."""
+    async with scripted(depth=4) as (driver, task), anyio.create_task_group() as tasks:
+        for _ in range(2):
+            scope = anyio.CancelScope()
+            tasks.start_soon(partial(_perform, task, [], scope, requests=4))
+            await until(lambda: len(driver.pending) == 4)
+            scope.cancel()
+            await until(lambda: len(driver.cancels) == 4)
+            for _ in range(4):  # the operations settle, their cancel requests stay
+                driver.complete(ECANCELED)
+            await until(lambda scope=scope: scope.cancelled_caught)  # type: ignore[misc]
+            if len(driver.cancels) == 4 and task.statistics().cancellations == 4:
+                continue
+        assert len(driver.cancels) == 4
+        assert task.statistics().cancellations == 4
+        while driver.cancels:
+            driver.complete_cancel(ENOENT)
+
+
+async def test_transient_errors_are_asked_again(path: Path) -> None:
+    """EINTR, and EAGAIN of a regular file, are not the caller's business (some filesystems give them)."""
+    from anyio_uring._requests import Opcode, Request
+
+    results: list[Any] = []
+
+    async def perform() -> None:
+        results.append(await task.perform([Request(Opcode.READ, file.fileno(), bytearray(1), 0) for _ in range(3)]))
+
+    with path.open("rb") as file:
+        async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+            tasks.start_soon(perform)
+            await until(lambda: len(driver.pending) == 3)
+            driver.complete(EINTR)
+            driver.complete(7)
+            driver.complete(-errno.EAGAIN)
+            await until(lambda: len(driver.pending) == 2)
+            assert [request.force_async for request in driver.pending.values()] == [True, True]
+            driver.complete(EINTR)
+            driver.complete(9)
+            await until(lambda: len(driver.pending) == 1)
+            driver.complete(EIO)
+    assert results == [[EIO, 7, 9]]
+    assert task.statistics().resubmissions == 3
+
+
+# --- the end of the block: C10 --------------------------------------------------------------------------
+
+
+async def test_the_end_of_the_block_cancels_and_drains(driver: Any, pipe: tuple[int, int]) -> None:
+    buffer = bytearray(8)
+    errors: list[BaseException] = []
+
+    async def read(io: AsyncIoManager, verb: Any, *arguments: Any) -> None:
+        try:
+            await verb(*arguments)
+        except anyio.ClosedResourceError as exc:
+            errors.append(exc)
+
+    async with anyio.create_task_group() as tasks:
+        async with open_uring(driver=driver, depth=2) as io:
+            tasks.start_soon(read, io, io.readinto, pipe[0], buffer, -1)
+            tasks.start_soon(read, io, io.read_batch, [(pipe[0], 1, -1)] * 10)
+            await in_flight(io, 2)
+            tasks.start_soon(read, io, io.read, pipe[0], 1, -1)
+            await until(lambda: io.statistics().waiting == 1)
+        assert io.statistics().in_flight == 0
+    assert len(errors) == 3
+    buffer.append(1)
+    os.write(pipe[1], b"later")
+    assert bytes(buffer[:8]) == bytes(8)
+
+
+async def test_an_exception_of_the_body_arrives_as_it_was_raised(driver: Any, pipe: tuple[int, int]) -> None:
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(LookupError, match="of the body") as caught:
+            async with open_uring(driver=driver) as io:
+                tasks.start_soon(_expect_closed, io, pipe[0])
+                await in_flight(io, 1)
+                raise LookupError("of the body")
+    assert type(caught.value) is LookupError
+    assert io.statistics().in_flight == 0
+
+
+async def _expect_closed(io: AsyncIoManager, fd: int) -> None:
+    with pytest.raises(anyio.ClosedResourceError):
+        await io.read(fd, 1, -1)
+
+
+async def test_the_outer_scope_is_cancelled(driver: Any, pipe: tuple[int, int]) -> None:
+    with anyio.CancelScope() as outer:
+        async with open_uring(driver=driver) as io, anyio.create_task_group() as tasks:
+            tasks.start_soon(io.read, pipe[0], 1, -1)
+            await in_flight(io, 1)
+            outer.cancel()
+    assert outer.cancelled_caught
+    assert io.statistics().in_flight == 0
+    with anyio.CancelScope() as outer:
+        async with open_uring(driver=driver) as io:
+            outer.cancel()
+            await io.read(pipe[0], 1, -1)
+    assert outer.cancelled_caught
+    assert io.statistics().in_flight == 0
+
+
+async def test_the_end_waits_for_the_kernel_whatever_cancels_meanwhile() -> None:
+    from anyio_uring._completion_task import CompletionTask
+    from anyio_uring._waiters import current_loop
+
+    from .helpers import ScriptedDriver
+
+    driver = ScriptedDriver()
+    task = CompletionTask(driver, current_loop())
+    closed = False
+
+    async def close() -> None:
+        nonlocal closed
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await task.aclose()
+            closed = True
+            await anyio.lowlevel.checkpoint()
+
+    async def perform() -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await task.perform([_request()])
+
+    scopes: list[anyio.CancelScope] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(task.run)
+        tasks.start_soon(perform)
+        await until(lambda: len(driver.pending) == 1)
+        tasks.start_soon(close)
+        await until(lambda: len(driver.cancels) == 1)
+        scopes[0].cancel()
+        driver.complete_cancel(EALREADY)
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert not closed and not driver.is_closed  # the operation still owns its memory
+        driver.complete(ECANCELED)
+    assert closed and driver.is_closed
+    assert scopes[0].cancelled_caught
+
+
+# --- the owner: C11 -------------------------------------------------------------------------------------
+
+
+async def test_a_crash_of_the_owner_reaches_every_waiter() -> None:
+    results: list[Any] = []
+
+    async def perform(requests: int) -> None:
+        try:
+            await task.perform([_request()] * requests)
+        except anyio.BrokenResourceError as exc:
+            results.append(exc.__cause__)
+
+    async with scripted(depth=2) as (driver, task), anyio.create_task_group() as tasks:
+        tasks.start_soon(perform, 1)
+        tasks.start_soon(perform, 5)
+        await until(lambda: len(driver.pending) == 2)
+        tasks.start_soon(perform, 1)
+        await until(lambda: task.statistics().waiting == 1)
+        driver.crash = RuntimeError("the driver is on fire")
+        driver.complete(1)
+        await until(lambda: len(results) == 3)
+        assert results == [driver.crash] * 3
+        with pytest.raises(anyio.BrokenResourceError, match="on fire"):
+            await task.perform([_request()])
+        driver.crash = None
+        references = sys.getrefcount(task)
+    # Its memory stays pinned for ever: one reference is never given back, here it is, for the test.
+    assert references >= 2
+    import ctypes
+
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(task))
+    driver.pending.clear()
+    task._submissions = task._completions
+
+
+# --- asyncio's own cancellation: C7 ---------------------------------------------------------------------
+
+
+@asyncio_only
+async def test_task_cancel_and_twice(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    for times in (1, 2, 3):
+        reader = asyncio.ensure_future(io.read(pipe[0], 1, -1))
+        await in_flight(io, 1)
+        for _ in range(times):
+            reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert io.statistics().in_flight == 0
+    os.write(pipe[1], b"x")
+    assert await io.read(pipe[0], 1, -1) == b"x"
+
+
+@asyncio_only
+async def test_task_cancel_again_while_the_kernel_takes_its_time() -> None:
+    async with scripted() as (driver, task):
+        for res in (ECANCELED, 3):
+            waiter = asyncio.ensure_future(task.perform([_request()]))
+            await until(lambda: len(driver.pending) == 1)
+            for _ in range(3):
+                waiter.cancel()
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            assert not waiter.done()
+            assert len(driver.cancels) == 1  # one request, however often it was asked
+            driver.complete_cancel(0)
+            driver.complete(res)
+            if res == ECANCELED:
+                with pytest.raises(asyncio.CancelledError):
+                    await waiter
+            else:
+                assert await waiter == [3]
+
+
+@asyncio_only
+async def test_a_kept_result_rearms_the_cancellation_once() -> None:
+    """Neither lost nor repeated."""
+    log: list[Any] = []
+
+    async def work() -> None:
+        log.append(await task.perform([_request()]))
+        try:
+            await asyncio.sleep(0)
+            log.append("lost")
+        except asyncio.CancelledError:
+            log.append("cancelled")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        log.append("not repeated")
+
+    async with scripted() as (driver, task):
+        worker = asyncio.ensure_future(work())
+        await until(lambda: len(driver.pending) == 1)
+        worker.cancel()
+        await until(lambda: len(driver.cancels) == 1)
+        driver.complete(11)
+        driver.complete_cancel(ENOENT)
+        await worker
+    assert log == [[11], "cancelled", "not repeated"]
+    if sys.version_info >= (3, 11):
+        assert worker.cancelling() == 1
+
+
+@asyncio_only
+async def test_a_kept_result_and_the_next_operation_never_happens() -> None:
+    """The cancellation strikes the next operation before it reaches the driver, even if the owner is awake."""
+    log: list[Any] = []
+
+    async def work() -> None:
+        log.append(await task.perform([_request()]))
+        log.append(await task.perform([_request()]))
+
+    async with scripted() as (driver, task):
+        for _ in range(3):
+            log.clear()
+            driver.taken.clear()
+            worker = asyncio.ensure_future(work())
+            await until(lambda: len(driver.pending) == 1)
+            worker.cancel()
+            await until(lambda: len(driver.cancels) == 1)
+            driver.complete(11)
+            driver.complete_cancel(ENOENT)
+            while not worker.done():
+                task._doorbell.ring()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await worker
+            assert log == [[11]]
+            assert len(driver.taken) == 1
+
+
+@asyncio_only
+async def test_task_cancel_at_the_moment_of_completion() -> None:
+    """The event is set, the task has not run yet, and then it is cancelled: the result is kept."""
+    async with scripted() as (driver, task):
+        waiter = asyncio.ensure_future(task.perform([_request()]))
+        await until(lambda: len(driver.pending) == 1)
+        driver.complete(42)
+        await until(lambda: task.statistics().completions == 1)
+        waiter.cancel()
+        assert await waiter == [42]
+        assert driver.cancels == {}
+
+
+@asyncio_only
+async def test_cancelled_before_its_first_step_an_operation_never_happens(io: AsyncIoManager) -> None:
+    with tempfile.TemporaryFile() as file:
+
+        async def write() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await io.write(file, b"data", 0)
+
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.ensure_future(write())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert os.fstat(file.fileno()).st_size == 0
+    assert io.statistics().submissions == io.statistics().in_flight == 0
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout is new in Python 3.11")
+async def test_asyncio_timeout(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await io.read(pipe[0], 1, -1)
+    assert io.statistics().in_flight == 0
+    await asyncio.sleep(0)
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout is new in Python 3.11")
+async def test_a_result_kept_inside_a_timeout_that_is_left_at_once() -> None:
+    """The block has withdrawn its cancellation: nothing strikes behind it."""
+
+    async def work() -> list[int]:
+        async with asyncio.timeout(None) as timeout:
+            timeouts.append(timeout)
+            result: list[int] = await task.perform([_request()])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return result
+
+    timeouts: list[Any] = []
+    async with scripted() as (driver, task):
+        worker = asyncio.ensure_future(work())
+        await until(lambda: len(driver.pending) == 1)
+        timeouts[0].reschedule(asyncio.get_running_loop().time() - 1)
+        await until(lambda: len(driver.cancels) == 1)
+        driver.complete(5)
+        driver.complete_cancel(ENOENT)
+        assert await worker == [5]
+        assert worker.cancelling() == 0
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup is new in Python 3.11")
+async def test_asyncio_task_group(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(io.read(pipe[0], 1, -1))
+            group.create_task(io.read_batch([(pipe[0], 1, -1)] * 2))
+            await in_flight(io, 3)
+            raise LookupError
+    assert caught.group_contains(LookupError)
+    assert io.statistics().in_flight == 0
+
+
+@asyncio_only
+async def test_task_cancel_inside_a_cancelled_scope(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    """anyio's cancellation and asyncio's own at once: the stronger one, asyncio's, comes through."""
+
+    async def read() -> str:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await io.read(pipe[0], 1, -1)
+        return "only the scope was cancelled"
+
+    scopes: list[anyio.CancelScope] = []
+    reader = asyncio.ensure_future(read())
+    await in_flight(io, 1)
+    scopes[0].cancel()
+    reader.cancel()
+    if sys.version_info >= (3, 11):  # before, there is no count of requests to tell the two apart
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+    else:
+        await asyncio.wait([reader])
+    assert io.statistics().in_flight == 0
+
+
+@asyncio_only
+async def test_task_cancel_during_the_end_of_the_block(driver: Any, pipe: tuple[int, int]) -> None:
+    log = []
+
+    async def work() -> None:
+        async with open_uring(driver=driver) as io:
+            managers.append(io)
+            other = asyncio.ensure_future(_expect_closed(io, pipe[0]))
+            await in_flight(io, 1)
+            asyncio.get_running_loop().call_soon(worker.cancel)
+        log.append("left")
+        try:
+            await asyncio.sleep(0)
+        finally:
+            await other
+
+    managers: list[AsyncIoManager] = []
+    worker = asyncio.ensure_future(work())
+    with pytest.raises(asyncio.CancelledError):
+        await worker
+    assert managers[0].statistics().in_flight == 0
+
+
+@asyncio_only
+async def test_the_owner_outlives_its_own_cancellation(driver: Any, pipe: tuple[int, int]) -> None:
+    """C11: as at the end of asyncio.run(), which cancels every task."""
+    async with open_uring(driver=driver) as io:
+        (owner,) = [task for task in asyncio.all_tasks() if task.get_name() == "anyio_uring owner"]
+        reader = asyncio.ensure_future(io.read(pipe[0], 1, -1))
+        await in_flight(io, 1)
+        for _ in range(3):
+            owner.cancel()
+            await asyncio.sleep(0)
+        os.write(pipe[1], b"x")
+        assert await reader == b"x"
+
+
+# --- nested anyio structures ----------------------------------------------------------------------------
+
+
+async def test_cleanup_after_a_cancellation_can_use_the_manager(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    with tempfile.TemporaryFile() as file:
+        with anyio.move_on_after(0.01) as scope:
+            try:
+                await io.read(pipe[0], 1, -1)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await io.write_and_sync(file, b"saved", 0)
+        assert scope.cancelled_caught
+        assert os.pread(file.fileno(), 10, 0) == b"saved"

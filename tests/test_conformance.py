@@ -1,0 +1,460 @@
+"""What every driver must show on every event loop."""
+
+from __future__ import annotations
+
+import array
+import errno
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+from anyio_uring import AsyncIoManager, BatchError, open_uring
+
+from .helpers import WITHOUT_DEBUG, in_flight, until
+
+
+
+@pytest.fixture
+def fd(path: Path) -> Iterator[int]:
+    number = os.open(path, os.O_RDWR)
+    yield number
+    os.close(number)
+
+
+# --- one buffer -------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("length", "offset"), [(4096, 0), (100, 12345), (0, 0), (1, 7), (2, 7), (65536, 0), (1 << 20, 0)])
+async def test_read_gives_what_pread_gives(io: AsyncIoManager, fd: int, length: int, offset: int) -> None:
+    data = await io.read(fd, length, offset)
+    assert type(data) is bytes
+    assert data == os.pread(fd, length, offset)
+
+
+@pytest.mark.anyio
+async def test_read_is_short_at_the_end_of_the_file_and_empty_behind_it(io: AsyncIoManager, fd: int) -> None:
+    assert await io.read(fd, 4096, 65536 - 10) == os.pread(fd, 10, 65536 - 10)
+    assert await io.read(fd, 4096, 65536) == b""
+
+
+@pytest.mark.anyio
+async def test_reads_of_one_byte_do_not_share_memory(io: AsyncIoManager, fd: int) -> None:
+    """The interpreter shares bytes objects of one byte; what is read must not go into a shared one."""
+    assert [await io.read(fd, 1, offset) for offset in (3, 7, 11)] == [b"\0", b"\1", b"\2"]
+    assert bytes(1) == b"\0"
+    assert bytes(2) == b"\0\0"
+
+
+@pytest.mark.anyio
+async def test_offset_minus_one_is_the_file_position(io: AsyncIoManager, fd: int) -> None:
+    os.lseek(fd, 400, os.SEEK_SET)
+    assert await io.read(fd, 4, -1) == (100).to_bytes(4, "big")
+    assert await io.write(fd, b"abcd", -1) == 4
+    assert os.lseek(fd, 0, os.SEEK_CUR) == 408
+    assert await io.read_exactly(fd, 8, -1) == os.pread(fd, 8, 408)
+    await io.write_all(fd, b"efgh", -1)
+    assert os.pread(fd, 4, 416) == b"efgh"
+
+
+@pytest.mark.anyio
+async def test_write_and_read_back(io: AsyncIoManager, fd: int) -> None:
+    assert await io.write(fd, b"hello", 10) == 5
+    await io.write_all(fd, b"world", 15)
+    assert await io.read_exactly(fd, 10, 10) == b"helloworld" == os.pread(fd, 10, 10)
+    assert await io.write(fd, b"", 0) == 0
+
+
+@pytest.mark.anyio
+async def test_read_exactly_says_when_the_file_is_too_short(io: AsyncIoManager, fd: int) -> None:
+    with pytest.raises(anyio.IncompleteRead):
+        await io.read_exactly(fd, 20, 65536 - 10)
+    assert await io.read_exactly(fd, 0, 1 << 40) == b""
+
+
+def _numpy(size: int) -> Any:
+    return np.zeros(size // 8, dtype=np.float64).reshape(2, -1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "make",
+    [bytearray, lambda n: memoryview(bytearray(n + 8))[8:], lambda n: mmap.mmap(-1, n), lambda n: array.array("I", bytes(n)), _numpy],
+    ids=["bytearray", "memoryview", "mmap", "array", "numpy"],
+)
+async def test_any_object_with_the_buffer_protocol_is_a_buffer(
+    io: AsyncIoManager, fd: int, make: Callable[[int], Any]
+) -> None:
+    buffer = make(4096)
+    assert await io.readinto(fd, buffer, 8192) == 4096
+    assert bytes(memoryview(buffer).cast("B")) == os.pread(fd, 4096, 8192)
+    assert await io.write(fd, buffer, 0) == 4096
+    assert os.pread(fd, 4096, 0) == os.pread(fd, 4096, 8192)
+    assert await io.readinto_batch([(fd, buffer, 100)]) == [4096]
+    assert bytes(memoryview(buffer).cast("B")) == os.pread(fd, 4096, 100)
+
+
+@pytest.mark.anyio
+async def test_a_file_object_is_a_descriptor(io: AsyncIoManager, path: Path) -> None:
+    with path.open("rb") as file:
+        assert await io.read(file, 4, 40) == (10).to_bytes(4, "big")
+        await io.fsync(file)
+    with tempfile.TemporaryFile() as file:
+        assert await io.write(file, b"x", 0) == 1
+    first, second = socket.socketpair()
+    with first, second:
+        assert await io.write(first, b"ping", -1) == 4
+        assert await io.read(second, 10, -1) == b"ping"
+
+
+@pytest.mark.anyio
+async def test_a_buffer_is_released_when_the_call_returns(io: AsyncIoManager, fd: int) -> None:
+    buffer = bytearray(4096)
+    await io.readinto(fd, buffer, 0)
+    await io.readinto_batch([(fd, buffer, 0)] * 3)
+    await io.readv(fd, [buffer], 0)
+    buffer.append(1)  # BufferError if something still exported it
+
+
+# --- several buffers --------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_readv_and_writev(io: AsyncIoManager, fd: int) -> None:
+    buffers = [bytearray(3), bytearray(0), bytearray(5), bytearray(100)]
+    assert await io.readv(fd, buffers, 20) == 108
+    assert b"".join(buffers) == os.pread(fd, 108, 20)
+    assert await io.writev(fd, [b"one", b"", memoryview(b"two"), array.array("B", b"three")], 7) == 11
+    assert os.pread(fd, 11, 7) == b"onetwothree"
+    assert await io.readv(fd, [bytearray(8), bytearray(8)], 65536 - 10) == 10
+    assert await io.readv(fd, [], 0) == 0
+
+
+@pytest.mark.anyio
+async def test_more_buffers_than_one_system_call_takes(io: AsyncIoManager, fd: int) -> None:
+    """IOV_MAX is 1024: os.preadv answers EINVAL, the manager takes several operations."""
+    buffers = [bytearray(5) for _ in range(3000)]
+    assert await io.readv(fd, buffers, 1) == 15000
+    assert b"".join(buffers) == os.pread(fd, 15000, 1)
+    assert await io.writev(fd, [bytes([i % 251]) * 3 for i in range(3000)], 2) == 9000
+    assert os.pread(fd, 9000, 2) == b"".join(bytes([i % 251]) * 3 for i in range(3000))
+
+
+# --- durability -------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_sync(io: AsyncIoManager, fd: int) -> None:
+    await io.fsync(fd)
+    await io.fdatasync(fd)
+    assert await io.write_and_sync(fd, b"durable", 3) == 7
+    assert await io.write_and_sync(fd, b"DUR", 3, data_only=False) == 3
+    assert os.pread(fd, 7, 3) == b"DURable"
+    await io.fsync_batch([fd] * 5)
+
+
+@pytest.mark.anyio
+async def test_sync_of_a_pipe_is_the_error_that_os_gives(io: AsyncIoManager) -> None:
+    read_end, write_end = os.pipe()
+    with pytest.raises(OSError) as expected:
+        os.fsync(write_end)
+    for sync in (io.fsync, io.fdatasync):
+        with pytest.raises(OSError) as caught:
+            await sync(write_end)
+        assert caught.value.errno == expected.value.errno == errno.EINVAL
+    with pytest.raises(BatchError) as batch:
+        await io.fsync_batch([write_end])
+    assert [error.errno for error in batch.value.results] == [errno.EINVAL]
+    os.close(read_end)
+    os.close(write_end)
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_batches_give_results_in_request_order(io: AsyncIoManager, fd: int) -> None:
+    requests = [(fd, 1 + i % 7, i * 13 % 65536) for i in range(1000)]
+    assert await io.read_batch(requests) == [os.pread(*request) for request in requests]
+    buffers = [bytearray(10) for _ in range(50)]
+    assert await io.readinto_batch([(fd, buffer, 100 * i) for i, buffer in enumerate(buffers)]) == [10] * 50
+    assert [bytes(b) for b in buffers] == [os.pread(fd, 10, 100 * i) for i in range(50)]
+    assert await io.write_batch([(fd, bytes([i]) * i, 300 * i) for i in range(100)]) == list(range(100))
+    assert [os.pread(fd, i, 300 * i) for i in range(100)] == [bytes([i]) * i for i in range(100)]
+
+
+@pytest.mark.anyio
+async def test_an_empty_batch(io: AsyncIoManager) -> None:
+    assert await io.read_batch([]) == []
+    assert await io.readinto_batch(iter([])) == []
+    assert await io.write_batch(()) == []
+    await io.fsync_batch([])
+
+
+@pytest.mark.anyio
+async def test_a_batch_is_one_submission_where_it_fits(fd: int, driver: Any) -> None:
+    async with open_uring(driver=driver, depth=256) as io:
+        before = io.statistics()
+        await io.read_batch([(fd, 64, 64 * i) for i in range(256)])
+        after = io.statistics()
+    assert after.submissions - before.submissions == 256
+    assert after.completions - before.completions == 256
+    if driver == "uring":
+        assert after.syscalls - before.syscalls <= 4
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("depth", [1, 3, 8])
+async def test_a_batch_larger_than_the_ring(fd: int, driver: Any, depth: int) -> None:
+    requests = [(fd, 4, 4 * (i % 16384)) for i in range(5000)]
+    async with open_uring(driver=driver, depth=depth) as io:
+        results = await io.read_batch(requests)
+        statistics = io.statistics()
+    assert results == [(i % 16384).to_bytes(4, "big") for i in range(5000)]
+    assert statistics.in_flight_max <= depth  # C3
+    assert statistics.overflows == 0
+
+
+@pytest.mark.anyio
+async def test_a_failed_batch_loses_nothing(io: AsyncIoManager, fd: int, path: Path) -> None:
+    write_only = os.open(path, os.O_WRONLY)
+    requests = [(fd, 4, 0), (write_only, 4, 0), (fd, 4, 4), (-1, 4, 8)]
+    with pytest.raises(BatchError, match="read_batch: 2 of 4 operations failed; the first is request 1") as caught:
+        await io.read_batch(requests)
+    results = caught.value.results
+    assert (results[0], results[2]) == (b"\0\0\0\0", b"\0\0\0\1")
+    assert {i: error.errno for i, error in caught.value.errors.items()} == {1: errno.EBADF, 3: errno.EBADF}
+    assert caught.value.__cause__ is results[1]
+    again = await io.read_batch(requests, return_exceptions=True)
+    assert [r if isinstance(r, bytes) else r.errno for r in again] == [b"\0\0\0\0", errno.EBADF, b"\0\0\0\1", errno.EBADF]
+    written = await io.write_batch([(write_only, b"x", 0), (-1, b"y", 0)], return_exceptions=True)
+    assert written[0] == 1
+    assert isinstance(written[1], OSError)
+    counts = await io.readinto_batch([(-1, bytearray(1), 0)], return_exceptions=True)
+    assert isinstance(counts[0], OSError)
+    os.close(write_only)
+
+
+# --- limits (C3) ------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_callers_beyond_depth_wait_in_order(driver: Any) -> None:
+    """C3: with room for one, appended records land in the order in which the calls began."""
+    read_end, write_end = os.pipe()
+    with tempfile.TemporaryFile() as file:
+        async with open_uring(driver=driver, depth=1) as io, anyio.create_task_group() as tasks:
+            tasks.start_soon(io.read, read_end, 1, -1)
+            await in_flight(io, 1)
+            for i in range(50):
+                tasks.start_soon(io.write, file, bytes([i]), -1)
+                await until(lambda i=i: io.statistics().waiting == i + 1)  # type: ignore[misc]
+            assert os.pread(file.fileno(), 100, 0) == b""
+            os.write(write_end, b"x")
+        assert os.pread(file.fileno(), 100, 0) == bytes(range(50))
+    os.close(read_end)
+    os.close(write_end)
+
+
+async def _read_concurrently(fd: int, driver: Any, count: int) -> None:
+    wrong = []
+
+    async def read(i: int) -> None:
+        if await io.read(fd, 4, i % 16384 * 4) != (i % 16384).to_bytes(4, "big"):
+            wrong.append(i)
+
+    async with open_uring(driver=driver, depth=8) as io:
+        async with anyio.create_task_group() as tasks:
+            for i in range(count):
+                tasks.start_soon(read, i)
+        statistics = io.statistics()
+    assert wrong == []
+    assert (statistics.submissions, statistics.completions) == (count, count)
+    assert statistics.in_flight_max <= 8
+    assert statistics.overflows == 0
+
+
+@pytest.mark.anyio
+async def test_many_more_reads_than_depth(fd: int, driver: Any) -> None:
+    await _read_concurrently(fd, driver, 1000)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", WITHOUT_DEBUG)
+async def test_a_hundred_thousand_reads_through_a_ring_of_eight(fd: int, driver: Any) -> None:
+    await _read_concurrently(fd, driver, 100_000)
+
+
+@pytest.mark.anyio
+async def test_more_than_one_system_call_can_transfer(driver: Any, tmp_path: Path, anyio_backend: tuple[str, Any]) -> None:
+    """0x7ffff000 bytes are the most for one read(2) or write(2); beyond, the manager takes parts (C8)."""
+    if anyio_backend != ("trio", {}):
+        pytest.skip("2 GiB are moved once per driver; parts are tested on every loop in test_core.py")
+    size = 0x7FFFF000 + 5000
+    with mmap.mmap(-1, size) as memory, (tmp_path / "large").open("w+b") as file:
+        async with open_uring(driver=driver) as io:
+            memory[-3:] = b"end"
+            memory[0x7FFFF000 - 2 : 0x7FFFF000 + 2] = b"seam"
+            assert await io.write(file, memory, 10) == size
+            assert os.fstat(file.fileno()).st_size == size + 10
+            memory[-3:] = memory[0x7FFFF000 - 2 : 0x7FFFF000 + 1] = b"\0\0\0"
+            assert await io.readinto_batch([(file, memory, 10), (file, bytearray(3), 0)]) == [size, 3]
+            assert memory[-3:] == b"end"
+            assert memory[0x7FFFF000 - 2 : 0x7FFFF000 + 2] == b"seam"
+            assert await io.readinto(file, memory, 13) == size - 3
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("open_it", "verb", "expected"),
+    [
+        (lambda p: os.open(p, os.O_WRONLY), "read", errno.EBADF),
+        (lambda p: os.open(p, os.O_RDONLY), "write", errno.EBADF),
+        (lambda p: os.open(p.parent, os.O_RDONLY), "read", errno.EISDIR),
+        (lambda _: os.open("/dev/full", os.O_RDWR), "write", errno.ENOSPC),
+        (lambda _: os.open("/proc/self/mem", os.O_RDONLY), "read", errno.EIO),
+    ],
+    ids=["EBADF-read", "EBADF-write", "EISDIR", "ENOSPC", "EIO"],
+)
+async def test_errors_are_those_of_the_os_module(
+    io: AsyncIoManager, path: Path, open_it: Callable[[Path], int], verb: str, expected: int
+) -> None:
+    number = open_it(path)
+    with pytest.raises(OSError) as of_os:
+        os.pread(number, 10, 0) if verb == "read" else os.pwrite(number, b"0123456789", 0)
+    with pytest.raises(OSError) as of_ours:
+        await (io.read(number, 10, 0) if verb == "read" else io.write(number, b"0123456789", 0))
+    assert of_ours.value.errno == of_os.value.errno == expected
+    assert type(of_ours.value) is type(of_os.value)
+    os.close(number)
+
+
+@pytest.mark.anyio
+async def test_an_error_names_the_file_where_it_is_known(io: AsyncIoManager, path: Path) -> None:
+    with path.open("wb") as file, pytest.raises(OSError, match=str(path)) as caught:
+        await io.read(file, 1, 0)
+    assert caught.value.filename == str(path)
+
+
+@pytest.mark.anyio
+async def test_a_closed_descriptor(io: AsyncIoManager, path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    os.close(number)
+    with pytest.raises(OSError) as caught:
+        await io.read(number, 1, 0)
+    assert caught.value.errno == errno.EBADF
+    with path.open("rb") as file:
+        pass
+    with pytest.raises(ValueError, match="closed file"):
+        await io.read(file, 1, 0)
+
+
+@pytest.mark.anyio
+async def test_a_nonblocking_descriptor_says_that_it_would_block(io: AsyncIoManager) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with pytest.raises(BlockingIOError):
+        await io.read(read_end, 1, -1)
+    os.close(read_end)
+    os.close(write_end)
+
+
+@pytest.mark.anyio
+async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: AsyncIoManager, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE: write() is short at the limit; write_all() goes on and meets EFBIG."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with (tmp_path / "limited").open("w+b") as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
+        try:
+            assert await io.write(file, b"x" * 8000, 0) == 8000
+            assert await io.write(file, b"y" * 8000, 8000) == 2000
+            with pytest.raises(OSError) as caught:
+                await io.write_all(file, b"z" * 8000, 8000)
+            assert caught.value.errno == errno.EFBIG
+            assert (await io.write_batch([(file, b"w" * 20, 9990), (file, b"v", 0)])) == [10, 1]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert await io.read_exactly(file, 10000, 0) == b"v" + b"x" * 7999 + b"z" * 1990 + b"w" * 10
+
+
+# --- what a caller cannot ask -----------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda io, fd: io.read(fd, -1, 0), ValueError, "length must be between 0"),
+        (lambda io, fd: io.read(fd, 1, -2), ValueError, "offset must be -1"),
+        (lambda io, fd: io.read(fd, 1, 1 << 63), ValueError, "offset must be -1"),
+        (lambda io, fd: io.read(fd, 1.5, 0), TypeError, "float"),
+        (lambda io, fd: io.read(1 << 31, 1, 0), ValueError, "fd must be at most"),
+        (lambda io, fd: io.read("name", 1, 0), TypeError, r"fd must be an int or have a fileno\(\) method, not str"),
+        (lambda io, fd: io.readinto(fd, b"read-only", 0), ValueError, "buffer must be writable"),
+        (lambda io, fd: io.readinto(fd, memoryview(bytearray(8))[::2], 0), ValueError, "contiguous"),
+        (lambda io, fd: io.readinto(fd, 5, 0), TypeError, "buffer protocol"),
+        (lambda io, fd: io.write(fd, "text", 0), TypeError, "buffer protocol"),
+        (lambda io, fd: io.write_all(fd, "text", 0), TypeError, "buffer protocol"),
+        (lambda io, fd: io.readv(fd, [bytearray(1), b"r"], 0), ValueError, r"buffers\[1\] must be writable"),
+        (lambda io, fd: io.writev(fd, [b"", None], 0), TypeError, r"buffers\[1\]"),
+        (lambda io, fd: io.read_batch([(fd, 1, 0), (fd, -1, 0)]), ValueError, r"read_batch: request 1 .* length must be"),
+        (lambda io, fd: io.read_batch([(fd, 1)]), ValueError, r"read_batch: request 0 \(fd, length, offset\)"),
+        (lambda io, fd: io.readinto_batch([(fd, b"r", 0)]), ValueError, "readinto_batch: request 0 .* writable"),
+        (lambda io, fd: io.write_batch([(fd, b"", 0), 7]), TypeError, "write_batch: request 1"),
+        (lambda io, fd: io.fsync_batch([None]), TypeError, "fd must be"),
+    ],
+)
+async def test_a_callers_mistake_is_told_before_the_kernel_sees_it(
+    io: AsyncIoManager, fd: int, call: Callable[[Any, int], Any], error: type[Exception], message: str
+) -> None:
+    before = io.statistics()
+    with pytest.raises(error, match=message):
+        await call(io, fd)
+    assert io.statistics() == before
+
+
+@pytest.mark.anyio
+async def test_a_length_that_memory_cannot_hold(io: AsyncIoManager, fd: int) -> None:
+    with pytest.raises(MemoryError):
+        await io.read(fd, 1 << 60, 0)
+    assert await io.read(fd, 4, 4) == b"\0\0\0\1"
+
+
+# --- reporting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_statistics_and_features(fd: int, driver: Any) -> None:
+    async with open_uring(driver=driver, depth=10) as io:
+        assert io.statistics().submissions == 0
+        await io.read_batch([(fd, 1, 0)] * 30)
+        statistics = io.statistics()
+        assert statistics.driver == io.driver == driver
+        assert (statistics.submissions, statistics.completions, statistics.in_flight) == (30, 30, 0)
+        assert statistics.average_batch_size == statistics.submissions / statistics.syscalls
+        assert statistics.resubmissions == statistics.cancellations == statistics.waiting == 0
+        assert io.features.depth == 10
+        assert io.features.kernel == os.uname().release
+        assert io.fallback_reason is None
+        if driver == "uring":
+            assert io.features.sq_entries >= 10
+            assert io.features.cq_entries >= 20
+            assert 22 in io.features.opcodes
+        assert repr(io) == f"<AsyncIoManager driver='{driver}' depth=10 open>"
+    assert repr(io).endswith("closed>")
