@@ -48,7 +48,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=["uring", "threads"])
+@pytest.fixture(scope="session", params=["uring", "threads"])
 def driver(request: pytest.FixtureRequest) -> Any:
     return request.param
 

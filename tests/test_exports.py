@@ -1,0 +1,44 @@
+"""The public surface."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import anyio_uring
+
+
+def test_all_is_a_sorted_tuple_of_documented_names() -> None:
+    assert isinstance(anyio_uring.__all__, tuple)
+    assert list(anyio_uring.__all__) == sorted(anyio_uring.__all__)
+    for name in anyio_uring.__all__:
+        assert name == "FileDescriptor" or inspect.getdoc(getattr(anyio_uring, name)), name
+
+
+def test_every_public_method_is_documented() -> None:
+    for cls in (anyio_uring.AsyncIoManager, anyio_uring.BatchError):
+        for name, member in vars(cls).items():
+            if not name.startswith("_") and (callable(member) or isinstance(member, property)):
+                assert inspect.getdoc(member), f"{cls.__name__}.{name}"
+
+
+def test_nothing_public_is_left_out() -> None:
+    public = {name for name in vars(anyio_uring) if not name.startswith("_")}
+    assert public == set(anyio_uring.__all__)
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for module in pkgutil.iter_modules(anyio_uring.__path__, "anyio_uring."):
+        if module.name not in {"anyio_uring._ffi_build", "anyio_uring.__main__"}:
+            assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_importing_does_not_import_trio_or_the_extension() -> None:
+    code = (
+        "import sys, anyio_uring; "
+        "assert not {'trio', 'rich', 'click', 'anyio_uring._native._lib'} & set(sys.modules), set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,173 @@
+"""The driver over the kernel's ring, without an event loop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyio_uring import UringUnavailableError, _ring
+from anyio_uring._requests import Opcode, Request
+from anyio_uring._ring import UringDriver, open_ring
+
+
+@pytest.fixture
+def ring() -> Iterator[UringDriver]:
+    driver = open_ring(8)
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    os.close(ends[0])
+    os.close(ends[1])
+
+
+def _drain(ring: UringDriver, count: int) -> dict[int, int]:
+    """Wait until this many completions are there, woken by the ring's own descriptor."""
+    results: dict[int, int] = {}
+    poller = select.poll()
+    poller.register(ring.fileno(), select.POLLIN)
+    while len(results) < count:
+        assert poller.poll(10_000), f"no wake-up; got {results}"
+        _, flat = ring.turn([])
+        results.update(zip(flat[::2], flat[1::2]))
+    return results
+
+
+def test_a_blocked_reads_completion_wakes_a_poll(ring: UringDriver, pipe: tuple[int, int]) -> None:
+    buffer = bytearray(4)
+    for _ in range(100):
+        row, pin = ring.prepare(7, Request(Opcode.READ, pipe[0], buffer, -1))
+        assert ring.turn([row]) == (1, ())
+        os.write(pipe[1], b"x")
+        assert _drain(ring, 1) == {7: 1}
+        del pin
+
+
+def test_a_write_that_a_kernel_worker_carries_out_wakes_a_poll(ring: UringDriver, tmp_path: Path) -> None:
+    """Deferred completions must reach a poll that sleeps already (they do not with DEFER_TASKRUN)."""
+    with (tmp_path / "file").open("wb") as file:
+        for i in range(100):
+            row, pin = ring.prepare(i, Request(Opcode.WRITE, file.fileno(), b"x" * 4096, 0))
+            _, flat = ring.turn([row])
+            assert (dict(zip(flat[::2], flat[1::2])) or _drain(ring, 1)) == {i: 4096}
+            del pin
+
+
+def test_more_rows_than_the_submission_queue_holds(ring: UringDriver, pipe: tuple[int, int]) -> None:
+    """C5: with the queue full, cancel requests are flushed and brought again, never dropped."""
+    assert ring.features.sq_entries == 8
+    buffers = [bytearray(1) for _ in range(8)]
+    prepared = [ring.prepare(i, Request(Opcode.READ, pipe[0], buffer, -1)) for i, buffer in enumerate(buffers)]
+    assert ring.turn([row for row, _ in prepared]) == (8, ())
+    # Twice as many as the queue holds, and with the reads' own completions more than the CQ holds.
+    rows = [ring.prepare_cancel(100 + i, i % 8) for i in range(16)]
+    taken, flat = ring.turn(rows)
+    assert taken == 16
+    results = dict(zip(flat[::2], flat[1::2]))
+    if len(results) < 24:
+        results.update(_drain(ring, 24 - len(results)))
+    assert [results[i] for i in range(8)] == [-errno.ECANCELED] * 8
+    assert {results[100 + i] for i in range(8)} == {0}
+    assert {results[108 + i] for i in range(8)} <= {-errno.ENOENT, -errno.EALREADY}
+    assert ring._state.in_flight == 0
+
+
+def test_an_overflown_completion_queue_loses_nothing(ring: UringDriver, pipe: tuple[int, int]) -> None:
+    """IORING_FEAT_NODROP: the driver fetches what the kernel kept aside. The owner never lets it happen (C3)."""
+    buffers = [bytearray(1) for _ in range(40)]
+    prepared = [ring.prepare(i, Request(Opcode.READ, pipe[0], buffer, -1)) for i, buffer in enumerate(buffers)]
+    for start in range(0, 40, 8):
+        ring.turn([row for row, _ in prepared[start : start + 8]])
+    os.close(os.dup(pipe[1]))
+    os.write(pipe[1], b"z" * 40)
+    results = _drain(ring, 40)
+    assert results == dict.fromkeys(range(40), 1)
+    assert ring.overflows > 0
+    assert ring._state.in_flight == 0
+
+
+def test_the_ladder_of_setup_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag that the kernel does not know costs a rung, nothing else; the best ones that work are in force."""
+    best = open_ring(8)
+    best.close()
+    monkeypatch.setitem(_ring.SETUP_FLAGS, "FROM_THE_FUTURE", 1 << 31)
+    monkeypatch.setattr(_ring, "_LADDER", (("FROM_THE_FUTURE",), *_ring._LADDER))
+    again = open_ring(8)
+    assert again.features.setup_flags == best.features.setup_flags != ()
+    again.close()
+    for rung in _ring._LADDER[1:]:
+        monkeypatch.setattr(_ring, "_LADDER", (rung,))
+        driver = open_ring(8)
+        assert set(driver.features.setup_flags) == set(rung)
+        driver.close()
+
+
+def test_a_ring_whose_features_are_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ring, "_FEATURES_NEEDED", 1 << 31)
+    with pytest.raises(UringUnavailableError, match=r"ENOSYS.*use Linux 5\.6 or newer"):
+        open_ring(8)
+
+
+@pytest.mark.parametrize(
+    ("code", "sysctl", "message"),
+    [
+        (errno.EPERM, "2", r"kernel\.io_uring_disabled is 2.*sysctl -w kernel\.io_uring_disabled=0"),
+        (errno.EPERM, "0", "seccomp filter.*allow io_uring_setup, io_uring_enter and io_uring_register"),
+        (errno.EACCES, None, "EACCES.*seccomp"),
+        (errno.ENOSYS, "0", "no usable io_uring"),
+        (errno.ENOMEM, "0", "RLIMIT_MEMLOCK"),
+        (errno.EMFILE, "0", "RLIMIT_NOFILE"),
+        (errno.EINVAL, "0", "EINVAL.*driver='threads'"),
+    ],
+)
+def test_every_reason_has_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, sysctl: str | None, message: str
+) -> None:
+    file = tmp_path / "io_uring_disabled"
+    if sysctl is not None:
+        file.write_text(sysctl + "\n")
+    monkeypatch.setattr(_ring, "_SYSCTL", file)
+    error = _ring._unavailable(code, "io_uring_setup")
+    assert error.errno == code
+    with pytest.raises(UringUnavailableError, match=message):
+        raise error
+
+
+def test_memory_for_results_is_never_shared(ring: UringDriver) -> None:
+    """What the kernel fills must belong to nobody else: no interned bytes object."""
+    for length in (0, 1, 2, 3, 4096):
+        one, other = ring.allocate(length), ring.allocate(length)
+        assert len(one) == length
+        if length:
+            assert one is not other
+
+
+def test_closing_gives_back_the_descriptor() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        driver = open_ring(64)
+        driver.close()
+        driver.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert driver.enters > 0
+
+
+def test_a_dead_ring_is_an_error_that_names_the_call(ring: UringDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: -errno.ENXIO
+
+    monkeypatch.setattr(ring, "_lib", Dead())
+    with pytest.raises(OSError, match="io_uring_enter failed"):
+        ring.turn([])
+    monkeypatch.undo()

@@ -1,0 +1,37 @@
+"""What a type checker must conclude; checked by mypy and pyright, never run."""
+
+import array
+import mmap
+import socket
+from typing import Literal
+
+from typing_extensions import assert_type
+
+from anyio_uring import AsyncIoManager, BatchError, IoStatistics, UringFeatures, current, open_uring
+
+
+async def main() -> None:
+    async with open_uring(depth=8, driver="auto") as io:
+        assert_type(io, AsyncIoManager)
+        assert_type(io.driver, Literal["uring", "threads"])
+        assert_type(io.fallback_reason, str | None)
+        assert_type(io.features, UringFeatures)
+        assert_type(io.statistics(), IoStatistics)
+        with open("file", "rb") as file, socket.socket() as connection:
+            assert_type(await io.read(file, 1, 0), bytes)
+            assert_type(await io.read(connection, 1, -1), bytes)
+            assert_type(await io.readinto(3, bytearray(1), 0), int)
+            assert_type(await io.readinto(3, array.array("I"), 0), int)
+            assert_type(await io.readinto(3, mmap.mmap(-1, 1), 0), int)
+            assert_type(await io.readinto(3, memoryview(b""), 0), int)
+            assert_type(await io.read_batch([(file, 1, 0)]), list[bytes])
+            assert_type(await io.read_batch([(3, 1, 0)], return_exceptions=True), list[bytes | OSError])
+            assert_type(await io.readinto_batch([(3, bytearray(1), 0)]), list[int])
+            assert_type(await io.write_batch([(3, b"", 0)]), list[int])
+            assert_type(await io.write_batch([(3, b"", 0)], return_exceptions=True), list[int | OSError])
+            await io.fsync_batch([3, file])
+        io.read("name", 1, 0)  # type: ignore[arg-type,unused-coroutine]
+        await io.write(3, "text", 0)  # type: ignore[arg-type]
+    assert_type(current(), AsyncIoManager)
+    open_uring(driver="epoll")  # type: ignore[arg-type]
+    assert_type(BatchError("read_batch", [OSError()]).errors, dict[int, OSError])
