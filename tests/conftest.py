@@ -38,9 +38,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --no-ring a missing ring fails the tests; nothing is skipped in silence."""
     if config.getoption("--no-ring"):
-        ring = [item for item in items if "uring" in item.keywords or "[uring" in item.name or "-uring" in item.name]
+        ring = [item for item in items if _needs_ring(item)]
         config.hook.pytest_deselected(items=ring)
-        items[:] = [item for item in items if item not in ring]
+        items[:] = [item for item in items if not _needs_ring(item)]
+
+
+def _needs_ring(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return "uring" in parameters.values() or item.get_closest_marker("ring") is not None
 
 
 @pytest.fixture(params=BACKENDS)

@@ -177,6 +177,7 @@ async def test_ten_thousand_cancelled_operations_leave_nothing(driver: Any, pipe
         assert statistics.overflows == 0
 
 
+@pytest.mark.ring
 async def test_queued_operations_in_a_worker_of_the_kernel_are_cancelled(tmp_path: Path) -> None:
     """Writes of a file go to io-wq; with one worker, the later ones wait there and can be cancelled."""
     async with open_uring(driver="uring", depth=64) as io:

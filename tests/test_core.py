@@ -144,6 +144,7 @@ async def test_any_depth(driver: Any, depth: int, path: Path) -> None:
             assert await io.read_batch([(file, 4, 4)] * 20) == [b"\0\0\0\1"] * 20
 
 
+@pytest.mark.ring
 async def test_the_environment_overrides_auto_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYIO_URING_DRIVER", "threads")
     async with open_uring() as io:

@@ -15,6 +15,8 @@ from anyio_uring import UringUnavailableError, _ring
 from anyio_uring._requests import Opcode, Request
 from anyio_uring._ring import UringDriver, open_ring
 
+pytestmark = pytest.mark.ring
+
 
 @pytest.fixture
 def ring() -> Iterator[UringDriver]:
