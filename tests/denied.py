@@ -31,7 +31,7 @@ def deny(name: str, code: int) -> None:
     memory = ctypes.create_string_buffer(program, len(program))
 
     class Program(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]  # noqa: RUF012
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
     libc = ctypes.CDLL(None, use_errno=True)
     pointer = ctypes.byref(Program(4, ctypes.addressof(memory)))

@@ -19,7 +19,7 @@ def test_a_view_is_flat_bytes() -> None:
         view = _buffers.writable(buffer)
         assert (view.format, view.ndim, len(view), view.readonly) == ("B", 1, 24, False)
     assert len(_buffers.readable(np.zeros((0, 5)))) == 0
-    assert _buffers.readable(b"abc") == b"abc"
+    assert bytes(_buffers.readable(b"abc")) == b"abc"
 
 
 def test_a_view_pins_its_object() -> None:

@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from anyio_uring import AsyncIoManager, open_uring
+from anyio_uring._ring import UringDriver
 
 from .helpers import WITHOUT_DEBUG, asyncio_only, in_flight, scripted, until
 
@@ -115,9 +116,12 @@ async def test_a_batch_is_cancelled_as_one(io: AsyncIoManager, pipe: tuple[int, 
     buffers = [bytearray(4) for _ in range(5)]
     with path.open("rb") as file:
         async with anyio.create_task_group() as tasks:
+            empty, full = pipe[0], file.fileno()
             tasks.start_soon(
-                io.readinto_batch,
-                [(pipe[0], buffers[0], -1), (file, buffers[1], 4), (pipe[0], buffers[2], -1), (file, buffers[3], 8)],
+                partial(
+                    io.readinto_batch,
+                    [(empty, buffers[0], -1), (full, buffers[1], 4), (empty, buffers[2], -1), (full, buffers[3], 8)],
+                )
             )
             await in_flight(io, 2)  # the reads of the file are done
             tasks.cancel_scope.cancel()
@@ -159,8 +163,9 @@ async def test_a_full_submission_queue_drops_no_cancel_request(driver: Any, pipe
 async def test_ten_thousand_cancelled_operations_leave_nothing(driver: Any, pipe: tuple[int, int]) -> None:
     rounds = 20
     async with open_uring(driver=driver, depth=500) as io:
+        descriptors = objects = 0
         for i in range(rounds):
-            if i == 2:  # caches are warm
+            if i <= 2:  # caches become warm
                 gc.collect()
                 descriptors, objects = len(os.listdir("/proc/self/fd")), len(gc.get_objects())
             async with anyio.create_task_group() as tasks:
@@ -181,7 +186,8 @@ async def test_ten_thousand_cancelled_operations_leave_nothing(driver: Any, pipe
 async def test_queued_operations_in_a_worker_of_the_kernel_are_cancelled(tmp_path: Path) -> None:
     """Writes of a file go to io-wq; with one worker, the later ones wait there and can be cancelled."""
     async with open_uring(driver="uring", depth=64) as io:
-        io._driver.limit_workers(1, 1)  # type: ignore[attr-defined]
+        assert isinstance(io._driver, UringDriver)
+        io._driver.limit_workers(1, 1)
         with (tmp_path / "file").open("w+b") as file:
             megabyte = bytes(1 << 20)
             outcome = []
@@ -219,7 +225,7 @@ async def test_cancelled_before_it_was_submitted_it_never_happens(io: AsyncIoMan
         ):
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                await verb(*arguments)  # type: ignore[operator]
+                await verb(*arguments)
             assert scope.cancelled_caught
         assert os.fstat(file.fileno()).st_size == 0
     assert io.statistics().submissions == 0
@@ -461,13 +467,19 @@ async def test_the_end_of_the_block_cancels_and_drains(driver: Any, pipe: tuple[
 
 async def test_an_exception_of_the_body_arrives_as_it_was_raised(driver: Any, pipe: tuple[int, int]) -> None:
     async with anyio.create_task_group() as tasks:
-        with pytest.raises(LookupError, match="of the body") as caught:
+
+        async def body() -> None:
             async with open_uring(driver=driver) as io:
+                managers.append(io)
                 tasks.start_soon(_expect_closed, io, pipe[0])
                 await in_flight(io, 1)
                 raise LookupError("of the body")
+
+        managers: list[AsyncIoManager] = []
+        with pytest.raises(LookupError, match="of the body") as caught:
+            await body()
     assert type(caught.value) is LookupError
-    assert io.statistics().in_flight == 0
+    assert managers[0].statistics().in_flight == 0
 
 
 async def _expect_closed(io: AsyncIoManager, fd: int) -> None:
@@ -524,9 +536,10 @@ async def test_the_end_waits_for_the_kernel_whatever_cancels_meanwhile() -> None
         driver.complete_cancel(EALREADY)
         for _ in range(10):
             await anyio.lowlevel.checkpoint()
-        assert not closed and not driver.is_closed  # the operation still owns its memory
+        assert (closed, driver.is_closed) == (False, False)  # the operation still owns its memory
         driver.complete(ECANCELED)
-    assert closed and driver.is_closed
+    assert closed
+    assert driver.is_closed
     assert scopes[0].cancelled_caught
 
 
@@ -729,7 +742,7 @@ async def test_a_result_kept_inside_a_timeout_that_is_left_at_once() -> None:
 @asyncio_only
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup is new in Python 3.11")
 async def test_asyncio_task_group(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(BaseExceptionGroup) as caught:  # noqa: F821, PT012
         async with asyncio.TaskGroup() as group:
             group.create_task(io.read(pipe[0], 1, -1))
             group.create_task(io.read_batch([(pipe[0], 1, -1)] * 2))
@@ -741,7 +754,7 @@ async def test_asyncio_task_group(io: AsyncIoManager, pipe: tuple[int, int]) -> 
 
 @asyncio_only
 async def test_task_cancel_inside_a_cancelled_scope(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
-    """anyio's cancellation and asyncio's own at once: the stronger one, asyncio's, comes through."""
+    """Anyio's cancellation and asyncio's own at once: the stronger one, asyncio's, comes through."""
 
     async def read() -> str:
         with anyio.CancelScope() as scope:
@@ -764,7 +777,7 @@ async def test_task_cancel_inside_a_cancelled_scope(io: AsyncIoManager, pipe: tu
 
 @asyncio_only
 async def test_task_cancel_during_the_end_of_the_block(driver: Any, pipe: tuple[int, int]) -> None:
-    log = []
+    log: list[str] = []
 
     async def work() -> None:
         async with open_uring(driver=driver) as io:

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from anyio_uring import AsyncIoManager, BatchError, open_uring
 from .helpers import WITHOUT_DEBUG, in_flight, until
 
 
-
 @pytest.fixture
 def fd(path: Path) -> Iterator[int]:
     number = os.open(path, os.O_RDWR)
@@ -36,7 +34,9 @@ def fd(path: Path) -> Iterator[int]:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("length", "offset"), [(4096, 0), (100, 12345), (0, 0), (1, 7), (2, 7), (65536, 0), (1 << 20, 0)])
+@pytest.mark.parametrize(
+    ("length", "offset"), [(4096, 0), (100, 12345), (0, 0), (1, 7), (2, 7), (65536, 0), (1 << 20, 0)]
+)
 async def test_read_gives_what_pread_gives(io: AsyncIoManager, fd: int, length: int, offset: int) -> None:
     data = await io.read(fd, length, offset)
     assert type(data) is bytes
@@ -90,7 +90,13 @@ def _numpy(size: int) -> Any:
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "make",
-    [bytearray, lambda n: memoryview(bytearray(n + 8))[8:], lambda n: mmap.mmap(-1, n), lambda n: array.array("I", bytes(n)), _numpy],
+    [
+        bytearray,
+        lambda n: memoryview(bytearray(n + 8))[8:],
+        lambda n: mmap.mmap(-1, n),
+        lambda n: array.array("I", bytes(n)),
+        _numpy,
+    ],
     ids=["bytearray", "memoryview", "mmap", "array", "numpy"],
 )
 async def test_any_object_with_the_buffer_protocol_is_a_buffer(
@@ -237,7 +243,12 @@ async def test_a_failed_batch_loses_nothing(io: AsyncIoManager, fd: int, path: P
     assert {i: error.errno for i, error in caught.value.errors.items()} == {1: errno.EBADF, 3: errno.EBADF}
     assert caught.value.__cause__ is results[1]
     again = await io.read_batch(requests, return_exceptions=True)
-    assert [r if isinstance(r, bytes) else r.errno for r in again] == [b"\0\0\0\0", errno.EBADF, b"\0\0\0\1", errno.EBADF]
+    assert [r if isinstance(r, bytes) else r.errno for r in again] == [
+        b"\0\0\0\0",
+        errno.EBADF,
+        b"\0\0\0\1",
+        errno.EBADF,
+    ]
     written = await io.write_batch([(write_only, b"x", 0), (-1, b"y", 0)], return_exceptions=True)
     assert written[0] == 1
     assert isinstance(written[1], OSError)
@@ -268,7 +279,7 @@ async def test_callers_beyond_depth_wait_in_order(driver: Any) -> None:
 
 
 async def _read_concurrently(fd: int, driver: Any, count: int) -> None:
-    wrong = []
+    wrong: list[int] = []
 
     async def read(i: int) -> None:
         if await io.read(fd, 4, i % 16384 * 4) != (i % 16384).to_bytes(4, "big"):
@@ -302,7 +313,7 @@ async def test_more_than_one_system_call_can_transfer(driver: Any, tmp_path: Pat
     """0x7ffff000 bytes are the most for one read(2) or write(2); beyond, the manager takes parts (C8)."""
     size = 0x7FFFF000 + 5000
     seam = slice(0x7FFFF000 - 2, 0x7FFFF000 + 2)
-    with mmap.mmap(-1, size) as memory, (tmp_path / "sparse").open("w+b") as file, open("/dev/null", "wb") as null:
+    with mmap.mmap(-1, size) as memory, (tmp_path / "sparse").open("w+b") as file, Path("/dev/null").open("wb") as null:
         os.ftruncate(file.fileno(), size + 10)
         os.pwrite(file.fileno(), b"seam", 10 + seam.start)
         os.pwrite(file.fileno(), b"end", 10 + size - 3)
@@ -421,7 +432,11 @@ async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: Async
         (lambda io, fd: io.write_all(fd, "text", 0), TypeError, "buffer protocol"),
         (lambda io, fd: io.readv(fd, [bytearray(1), b"r"], 0), ValueError, r"buffers\[1\] must be writable"),
         (lambda io, fd: io.writev(fd, [b"", None], 0), TypeError, r"buffers\[1\]"),
-        (lambda io, fd: io.read_batch([(fd, 1, 0), (fd, -1, 0)]), ValueError, r"read_batch: request 1 .* length must be"),
+        (
+            lambda io, fd: io.read_batch([(fd, 1, 0), (fd, -1, 0)]),
+            ValueError,
+            r"read_batch: request 1 .* length must be",
+        ),
         (lambda io, fd: io.read_batch([(fd, 1)]), ValueError, r"read_batch: request 0 \(fd, length, offset\)"),
         (lambda io, fd: io.readinto_batch([(fd, b"r", 0)]), ValueError, "readinto_batch: request 0 .* writable"),
         (lambda io, fd: io.write_batch([(fd, b"", 0), 7]), TypeError, "write_batch: request 1"),

@@ -87,13 +87,16 @@ async def test_another_thread_is_told_to_keep_away(io: AsyncIoManager, path: Pat
 
 async def test_two_managers_of_one_loop_do_not_mix(driver: Any, path: Path) -> None:
     read_end, write_end = os.pipe()
-    async with open_uring(driver=driver, depth=1) as one, open_uring(driver=driver, depth=1) as other:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(one.read, read_end, 1, -1)
-            await in_flight(one, 1)
-            with path.open("rb") as file:
-                assert await other.read(file, 4, 4) == b"\0\0\0\1"
-            tasks.cancel_scope.cancel()
+    async with (
+        open_uring(driver=driver, depth=1) as one,
+        open_uring(driver=driver, depth=1) as other,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(one.read, read_end, 1, -1)
+        await in_flight(one, 1)
+        with path.open("rb") as file:
+            assert await other.read(file, 4, 4) == b"\0\0\0\1"
+        tasks.cancel_scope.cancel()
     os.close(read_end)
     os.close(write_end)
 
@@ -110,8 +113,7 @@ def test_a_manager_in_each_of_several_threads(path: Path, driver: Any) -> None:
 
     backends = ["asyncio", "trio"]
     threads = [
-        threading.Thread(target=lambda i=i: anyio.run(read, i, backend=backends[i % 2]))  # type: ignore[misc]
-        for i in range(6)
+        threading.Thread(target=anyio.run, args=(read, i), kwargs={"backend": backends[i % 2]}) for i in range(6)
     ]
     for thread in threads:
         thread.start()
@@ -221,7 +223,7 @@ async def test_long_transfers_go_in_parts(io: AsyncIoManager, path: Path) -> Non
 @pytest.mark.usefixtures("short_parts")
 async def test_an_error_behind_the_first_part_waits_for_the_next_call(io: AsyncIoManager) -> None:
     """As read(2) and write(2): what was transferred is returned, the next call meets the error."""
-    with open("/proc/self/mem", "rb", buffering=0) as memory:
+    with Path("/proc/self/mem").open("rb", buffering=0) as memory:
         target = bytearray(8192)
         import ctypes
 

@@ -21,7 +21,12 @@ def test_there_is_an_example_for_each_event_loop() -> None:
 def test_the_readmes_examples(code: str, tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
     )
     assert done.returncode == 0, done.stderr
     expected = re.findall(r"# (\[.*\])$", code, re.MULTILINE)

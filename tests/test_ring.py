@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(ends[1])
 
 
+def _pairs(flat: Sequence[int]) -> dict[int, int]:
+    """Return ``{user data: result}``."""
+    return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+
+
 def _drain(ring: UringDriver, count: int) -> dict[int, int]:
     """Wait until this many completions are there, woken by the ring's own descriptor."""
     results: dict[int, int] = {}
@@ -41,7 +46,7 @@ def _drain(ring: UringDriver, count: int) -> dict[int, int]:
     while len(results) < count:
         assert poller.poll(10_000), f"no wake-up; got {results}"
         _, flat = ring.turn([])
-        results.update(zip(flat[::2], flat[1::2]))
+        results.update(_pairs(flat))
     return results
 
 
@@ -61,7 +66,7 @@ def test_a_write_that_a_kernel_worker_carries_out_wakes_a_poll(ring: UringDriver
         for i in range(100):
             row, pin = ring.prepare(i, Request(Opcode.WRITE, file.fileno(), b"x" * 4096, 0))
             _, flat = ring.turn([row])
-            assert (dict(zip(flat[::2], flat[1::2])) or _drain(ring, 1)) == {i: 4096}
+            assert (_pairs(flat) or _drain(ring, 1)) == {i: 4096}
             del pin
 
 
@@ -75,7 +80,7 @@ def test_more_rows_than_the_submission_queue_holds(ring: UringDriver, pipe: tupl
     rows = [ring.prepare_cancel(100 + i, i % 8) for i in range(16)]
     taken, flat = ring.turn(rows)
     assert taken == 16
-    results = dict(zip(flat[::2], flat[1::2]))
+    results = _pairs(flat)
     if len(results) < 24:
         results.update(_drain(ring, 24 - len(results)))
     assert [results[i] for i in range(8)] == [-errno.ECANCELED] * 8
@@ -156,6 +161,8 @@ def test_memory_for_results_is_never_shared(ring: UringDriver) -> None:
 
 def test_closing_gives_back_the_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
+    driver = open_ring(64)
+    driver.close()
     for _ in range(50):
         driver = open_ring(64)
         driver.close()

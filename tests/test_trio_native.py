@@ -73,7 +73,9 @@ async def test_opening_is_a_checkpoint(driver: Any) -> None:
 
 
 @pytest.mark.trio
-async def test_a_deadline_of_an_hour_by_the_mock_clock(io: AsyncIoManager, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_deadline_of_an_hour_by_the_mock_clock(
+    io: AsyncIoManager, autojump_clock: trio.testing.MockClock
+) -> None:
     read_end, write_end = os.pipe()
     start = trio.current_time()
     with trio.move_on_after(3600) as scope:

@@ -63,22 +63,31 @@ async def test_an_event_ends_a_wait() -> None:
 
 async def test_a_wait_that_can_be_undone_is_cancelled_at_once() -> None:
     event = current_loop().event()
-    asked = []
+    asked: list[int] = []
+
+    def abort() -> bool:
+        asked.append(1)
+        return True
+
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await event.wait(lambda: asked.append(1) is None)
+        await event.wait(abort)
     assert scope.cancelled_caught
     assert asked == [1]
 
 
 async def test_a_wait_that_cannot_be_undone_goes_on_and_holds_the_cancellation() -> None:
     event = current_loop().event()
-    asked = []
+    asked: list[int] = []
+
+    def abort() -> bool:
+        asked.append(1)
+        return False
 
     async def wait() -> None:
         with anyio.CancelScope() as scope:
             scopes.append(scope)
-            cancellation = await event.wait(lambda: asked.append(1) is not None)
+            cancellation = await event.wait(abort)
             assert cancellation is not None
             cancellation.deliver()
 

@@ -35,7 +35,9 @@ def readable(buffer: SupportsBuffer, name: str = "data") -> memoryview:
     if view.ndim == 1 and view.format == "B" and view.contiguous:
         return view
     if not view.c_contiguous:
-        raise ValueError(f"{name} must be contiguous in memory (C order): copy it, or pass its parts to a vectored verb")
+        raise ValueError(
+            f"{name} must be contiguous in memory (C order): copy it, or pass its parts to a vectored verb"
+        )
     # A view with a zero in its shape cannot be cast; it has no bytes to give either.
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 

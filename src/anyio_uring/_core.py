@@ -257,7 +257,9 @@ class AsyncIoManager:
         self._task.check()
         number, file = _arguments.descriptor(fd)
         views = [_buffers.writable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
-        return await self._transfer_and_release(Request(Opcode.READV, number, views, _arguments.offset(offset), 0, file))
+        return await self._transfer_and_release(
+            Request(Opcode.READV, number, views, _arguments.offset(offset), 0, file)
+        )
 
     async def writev(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
         """
@@ -272,7 +274,9 @@ class AsyncIoManager:
         self._task.check()
         number, file = _arguments.descriptor(fd)
         views = [_buffers.readable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
-        return await self._transfer_and_release(Request(Opcode.WRITEV, number, views, _arguments.offset(offset), 0, file))
+        return await self._transfer_and_release(
+            Request(Opcode.WRITEV, number, views, _arguments.offset(offset), 0, file)
+        )
 
     # --- durability -----------------------------------------------------------------------------
 

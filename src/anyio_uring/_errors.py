@@ -35,8 +35,7 @@ class BatchError(Exception):
         errors = self.errors
         index, first = next(iter(errors.items()))
         super().__init__(
-            f"{verb}: {len(errors)} of {len(results)} operations failed; "
-            f"the first is request {index}: {first}"
+            f"{verb}: {len(errors)} of {len(results)} operations failed; the first is request {index}: {first}"
         )
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 
@@ -47,4 +47,4 @@ class UringOptions:
             raise ValueError(
                 f'the environment variable {DRIVER_VARIABLE} must be "auto", "uring" or "threads", not {value!r}'
             )
-        return attrs.evolve(self, driver=value)
+        return UringOptions(depth=self.depth, driver=cast("DriverChoice", value))

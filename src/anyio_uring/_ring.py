@@ -69,7 +69,7 @@ def open_ring(depth: int) -> UringDriver:
     if not sys.platform.startswith("linux"):
         raise UringUnavailableError(errno.ENOSYS, f"io_uring exists on Linux alone, and this system is {sys.platform}")
     try:
-        from ._native._lib import ffi, lib
+        from ._native._lib import ffi, lib  # noqa: PLC0415 - it may be missing, and is needed here alone
     except ImportError as exc:
         raise UringUnavailableError(
             errno.ENOSYS,
@@ -190,8 +190,8 @@ class UringDriver:
     def __init__(self, lib: Any, ffi: Any, ring: Any, depth: int) -> None:
         self._lib = lib
         self._ffi = ffi
-        self._ring = ring
-        self._state = lib.au_get_state(ring)
+        self._ring: Any = ring
+        self._state: Any = lib.au_get_state(ring)
         self._last_counts = 0, 0  # once closed
         self.completions_max: int = self._state.cq_entries
         self._capacity: int = self._state.cq_entries
@@ -227,7 +227,7 @@ class UringDriver:
 
     def lacks(self, features: int) -> bool:
         """Whether one of these ``IORING_FEAT_*`` bits is missing."""
-        return self._state.features & features != features
+        return bool(features & ~self._state.features)
 
     def is_forked(self) -> bool:
         return not self._state.owned

@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -235,11 +235,13 @@ def _is_native(cancelled: asyncio.CancelledError) -> bool:
 
 
 class _AsyncioLoop:
-    __slots__ = ("call_behind_cancellations", "native")
+    __slots__ = ("native",)
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
-        self.call_behind_cancellations: Callable[[Callable[[], None]], object] = native.call_soon
+
+    def call_behind_cancellations(self, callback: Callable[[], None]) -> None:
+        self.native.call_soon(callback)
 
     def event(self) -> Event:
         return _AsyncioEvent(self.native)
@@ -339,10 +341,8 @@ class _AsyncioDoorbell:
     async def wait(self) -> None:
         if self._rung:
             # Other tasks run between two turns of the owner.
-            try:
+            with suppress(asyncio.CancelledError):  # C11: the owner ends when its manager closes, not before
                 await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                pass  # C11: the owner ends when its manager closes, not before
         while not self._rung:
             self._sleeper = self._loop.create_future()
             try:

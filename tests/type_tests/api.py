@@ -3,6 +3,7 @@
 import array
 import mmap
 import socket
+from pathlib import Path
 from typing import Literal
 
 from typing_extensions import assert_type
@@ -17,7 +18,7 @@ async def main() -> None:
         assert_type(io.fallback_reason, str | None)
         assert_type(io.features, UringFeatures)
         assert_type(io.statistics(), IoStatistics)
-        with open("file", "rb") as file, socket.socket() as connection:
+        with Path("file").open("rb") as file, socket.socket() as connection:
             assert_type(await io.read(file, 1, 0), bytes)
             assert_type(await io.read(connection, 1, -1), bytes)
             assert_type(await io.readinto(3, bytearray(1), 0), int)

@@ -1,0 +1,89 @@
+"""Sessions of nox: ``tests`` on each installed Python, and ``lint``.
+
+``./dev test`` and ``./dev lint`` run them with everything set up.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+TEST_REQUIREMENTS = (
+    "pytest",
+    "pytest-trio",
+    "pytest-timeout",
+    "pytest-randomly",
+    "hypothesis",
+    "blockbuster",
+    "uvloop",
+    "numpy",
+)
+LINT_REQUIREMENTS = (
+    "ruff",
+    "mypy",
+    "pyright[nodejs]",
+    "import-linter",
+    "slotscheck",
+    "nox",
+    "types-cffi",
+    "types-setuptools",
+)
+
+nox.options.sessions = ["tests"]
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+
+
+def _is_installed(version: str) -> bool:
+    # A name on PATH is not enough: pyenv has one for each Python that some other project uses.
+    python = shutil.which(f"python{version}")
+    return python is not None and not subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode
+
+
+def _install(session: nox.Session, *requirements: str) -> None:
+    # setuptools never removes from build/ what has gone from src/, and would install it, too.
+    shutil.rmtree("build", ignore_errors=True)
+    session.install("-q", *requirements)
+
+
+INSTALLED = [version for version in PYTHONS if _is_installed(version)]
+
+
+# Those that are not installed are skipped, and nox says so.
+@nox.session(python=list(PYTHONS) if INSTALLED else False)
+def tests(session: nox.Session) -> None:
+    """Run pytest, with the session's arguments, on the installed package."""
+    if not INSTALLED:
+        session.error(f"none of Python {', '.join(PYTHONS)} is installed")
+    _install(session, ".[trio]", *TEST_REQUIREMENTS)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types, the complete typing of the public names, layers and slots."""
+    _install(session, ".[cli]", *LINT_REQUIREMENTS, *TEST_REQUIREMENTS)
+    sources = [name for name in ("src", "tests") if Path(name).exists()]
+    checks = (
+        ("ruff", "check"),
+        ("ruff", "format", "--check"),
+        ("mypy", *sources),
+        ("pyright", *sources),
+        ("pyright", "--verifytypes", "anyio_uring", "--ignoreexternal"),
+        ("lint-imports",),
+        ("slotscheck", "--require-superclass", "--require-subclass", "-m", "anyio_uring"),
+    )
+    failed = []
+    # All of them, so that one run shows all there is to mend.
+    for check in checks:
+        try:
+            session.run(*check)
+        except CommandFailed:
+            failed.append(" ".join(check))
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
