@@ -216,13 +216,14 @@ async def test_queued_operations_in_a_worker_of_the_kernel_are_cancelled(tmp_pat
 
 async def test_cancelled_before_it_was_submitted_it_never_happens(io: AsyncIoManager) -> None:
     with tempfile.TemporaryFile() as file:
-        for verb, arguments in (
+        calls: list[tuple[Any, tuple[Any, ...]]] = [
             (io.write, (file, b"data", 0)),
             (io.write_all, (file, b"data", 0)),
             (io.write_and_sync, (file, b"data", 0)),
             (io.write_batch, ([(file, b"data", 0)],)),
             (io.writev, (file, [b"data"], 0)),
-        ):
+        ]
+        for verb, arguments in calls:
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await verb(*arguments)

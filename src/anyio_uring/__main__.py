@@ -179,7 +179,7 @@ def _table(outcomes: dict[Leg, Outcome]) -> Table:
         collapse_padding=True,
         pad_edge=False,
         caption="seconds: copy, fsync, read back, compare\n"
-        "kernel entries: io_uring_enter on the ring; on threads read, write, fsync calls",
+        "kernel entries: io_uring_enter; on threads read, write and fsync calls",
         caption_justify="left",
     )
     table.add_column("loop", no_wrap=True)
