@@ -185,6 +185,13 @@ async def test_another_platform_means_threads(monkeypatch: pytest.MonkeyPatch) -
         assert io.fallback_reason == "io_uring exists on Linux alone, and this system is darwin"
 
 
+async def test_a_batch_beyond_what_user_data_can_number(io: AsyncIoManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio_uring._completion_task.MEMBERS_MAX", 10)
+    with pytest.raises(ValueError, match="at most 10 requests, not 11: split it"):
+        await io.read_batch([(0, 0, 0)] * 11)
+    assert io.statistics().submissions == 0
+
+
 @pytest.fixture
 def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyio_uring._requests.TRANSFER_MAX", 1000)

@@ -203,6 +203,8 @@ class CompletionTask:
         if not requests:
             await anyio.lowlevel.checkpoint()  # C1
             return []
+        if len(requests) > MEMBERS_MAX:
+            raise ValueError(f"a batch takes at most {MEMBERS_MAX} requests, not {len(requests)}: split it")
         if self._room and not self._unstaged and not self._callers:
             self._room -= 1
         else:
