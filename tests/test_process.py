@@ -176,3 +176,47 @@ def test_where_only_the_use_of_the_ring_is_denied_it_runs_on_threads() -> None:
         """
     )
     assert out.startswith("threads a first read through the ring failed with ENOSYS")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_keyboard_interrupt_ends_it_well(driver: Any, backend: str) -> None:
+    """Twenty tasks read, five are blocked, and the signal comes at some moment of it."""
+    if backend == "asyncio" and sys.version_info < (3, 11):
+        pytest.skip("before Python 3.11 asyncio lets the signal strike anywhere, and nobody can help it")
+    for moment in range(4):
+        out = run(
+            """
+            import anyio, os, signal, sys, tempfile
+            from anyio_uring import open_uring
+
+            async def main():
+                read_end, write_end = os.pipe()
+                count = 0
+                with tempfile.TemporaryFile() as file:
+                    async with open_uring(driver=sys.argv[1], depth=16) as io:
+                        async def read():
+                            nonlocal count
+                            while True:
+                                await io.read(file, 4096, 0)
+                                count += 1
+                                if count == 100:
+                                    signal.setitimer(signal.ITIMER_REAL, 1e-5 * (1 + 7 * int(sys.argv[3])))
+                        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+                        async with anyio.create_task_group() as tasks:
+                            for _ in range(5):
+                                tasks.start_soon(io.read, read_end, 1, -1)
+                            for _ in range(20):
+                                tasks.start_soon(read)
+
+            try:
+                anyio.run(main, backend=sys.argv[2])
+            except BaseException as exc:
+                while not isinstance(exc, KeyboardInterrupt):
+                    (exc,) = exc.exceptions
+                print("interrupted")
+            """,
+            driver,
+            backend,
+            str(moment),
+        )
+        assert out == "interrupted\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,9 @@ import trio
 import trio.testing
 
 from anyio_uring import AsyncIoManager, BatchError, open_uring
+from anyio_uring._requests import Opcode, Request
+
+from .helpers import scripted, until
 
 
 @pytest.fixture(params=["uring", "threads"])
@@ -101,3 +104,24 @@ async def test_a_nursery_full_of_readers(io: AsyncIoManager) -> None:
             for i in range(256):
                 nursery.start_soon(read, i)
         assert [results[i] for i in range(256)] == [bytes([i]) for i in range(256)]
+
+
+@pytest.mark.trio
+async def test_keyboard_interrupt_stays_out_of_the_owner() -> None:
+    """It would leave operations between two states; trio delivers it at the main task's next checkpoint."""
+    seen = []
+    async with scripted() as (driver, task):
+        turn = driver.turn
+
+        def look(rows: Sequence[Any]) -> tuple[int, Sequence[int]]:
+            seen.append(trio.lowlevel.currently_ki_protected())
+            return turn(rows)
+
+        driver.turn = look  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task.perform, [Request(Opcode.READ, 0, bytearray(1), 0)])
+            await until(lambda: len(driver.pending) == 1)
+            driver.complete(1)
+    assert seen
+    assert all(seen)
+    assert not trio.lowlevel.currently_ki_protected()

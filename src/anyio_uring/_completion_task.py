@@ -144,7 +144,9 @@ class CompletionTask:
 
     def __init__(self, driver: Driver, loop: Loop) -> None:
         self._driver = driver
+        self._submissions = self._completions = self._cancellations = self._resubmissions = 0
         self._loop = loop
+        loop.protect(CompletionTask.perform, CompletionTask.aclose, CompletionTask.run)  # type: ignore[arg-type]
         self._doorbell = loop.doorbell()
         self._depth = self._room = driver.features.depth
         self._cancels_max = driver.completions_max - self._depth
@@ -168,7 +170,6 @@ class CompletionTask:
         # User data of members to cancel.
         self._cancels: deque[int] = deque()
         self._cancels_in_flight = 0
-        self._submissions = self._completions = self._cancellations = self._resubmissions = 0
         self._in_flight_max = 0
 
     # --- what callers use -----------------------------------------------------------------------

@@ -29,7 +29,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from types import ModuleType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import anyio
@@ -104,6 +104,10 @@ class Loop(Protocol):
         """Call back such that who is woken there runs behind every cancellation that is on its way now."""
         ...
 
+    def protect(self, *functions: FunctionType) -> None:
+        """Keep ``KeyboardInterrupt`` from striking inside these functions, and what they call."""
+        ...
+
 
 def current_loop() -> Loop:
     """
@@ -126,7 +130,7 @@ def current_loop() -> Loop:
 class _TrioLoop:
     __slots__ = ("lowlevel",)
 
-    def __init__(self, lowlevel: ModuleType) -> None:
+    def __init__(self, lowlevel: Any) -> None:
         self.lowlevel = lowlevel
 
     def event(self) -> Event:
@@ -137,6 +141,11 @@ class _TrioLoop:
 
     def call_behind_cancellations(self, callback: Callable[[], None]) -> None:
         callback()
+
+    def protect(self, *functions: FunctionType) -> None:
+        # It marks a function's code, for this event loop and every other; asking twice changes nothing.
+        for function in functions:
+            self.lowlevel.enable_ki_protection(function)
 
 
 class _TrioCancellation:
@@ -242,6 +251,9 @@ class _AsyncioLoop:
 
     def call_behind_cancellations(self, callback: Callable[[], None]) -> None:
         self.native.call_soon(callback)
+
+    def protect(self, *functions: FunctionType) -> None:
+        """Do nothing: since Python 3.11 asyncio turns the signal into a cancellation of the main task."""
 
     def event(self) -> Event:
         return _AsyncioEvent(self.native)
