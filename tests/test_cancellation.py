@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from anyio_uring._ring import UringDriver
 
 from .helpers import WITHOUT_DEBUG, asyncio_only, in_flight, scripted, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = pytest.mark.anyio  # asynchronous tests, on every event loop
 
 ECANCELED, ENOENT, EALREADY, EINTR, EIO = -errno.ECANCELED, -errno.ENOENT, -errno.EALREADY, -errno.EINTR, -errno.EIO
 
@@ -182,33 +183,50 @@ async def test_ten_thousand_cancelled_operations_leave_nothing(driver: Any, pipe
         assert statistics.overflows == 0
 
 
-@pytest.mark.ring
-async def test_queued_operations_in_a_worker_of_the_kernel_are_cancelled(tmp_path: Path) -> None:
-    """Writes of a file go to io-wq; with one worker, the later ones wait there and can be cancelled."""
+async def _cancel_behind_one_worker(file: Any) -> None:
     async with open_uring(driver="uring", depth=64) as io:
         assert isinstance(io._driver, UringDriver)
         io._driver.limit_workers(1, 1)
-        with (tmp_path / "file").open("w+b") as file:
-            megabyte = bytes(1 << 20)
-            outcome = []
+        megabyte = bytes(1 << 20)
+        outcome = []
 
-            async def write() -> None:
-                with anyio.CancelScope() as scope:
-                    scopes.append(scope)
-                    outcome.append(await io.write_batch([(file, megabyte, i << 20) for i in range(64)]))
+        async def write() -> None:
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                outcome.append(await io.write_batch([(file, megabyte, i << 20) for i in range(64)]))
 
-            scopes: list[anyio.CancelScope] = []
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(write)
-                await until(lambda: io.statistics().in_flight > 32)
-                scopes[0].cancel()
-            statistics = io.statistics()
-            assert statistics.in_flight == 0
-            assert statistics.cancellations > 32
-            if scopes[0].cancelled_caught:
-                assert outcome == []
-            else:  # every one was quicker than its cancel request: then every result is there
-                assert outcome == [[1 << 20] * 64]
+        scopes: list[anyio.CancelScope] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            await until(lambda: io.statistics().in_flight > 32)
+            scopes[0].cancel()
+        statistics = io.statistics()
+        assert statistics.in_flight == 0
+        assert statistics.cancellations > 32
+        if scopes[0].cancelled_caught:
+            assert outcome == []
+        else:  # every one was quicker than its cancel request: then every result is there
+            assert outcome == [[1 << 20] * 64]
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_queued_operations_in_a_worker_of_the_kernel_are_cancelled(tmp_path: Path, backend: str) -> None:
+    """Writes of a file go to io-wq; with one worker, the later ones wait there and can be cancelled."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with (tmp_path / "file").open("w+b") as file:
+                anyio.run(_cancel_behind_one_worker, file, backend=backend)
+        except BaseException as exc:  # noqa: BLE001 - raised below
+            errors.append(exc)
+
+    # The limit holds for the thread, and ends with it.
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert errors == []
 
 
 # --- an operation that is only staged, or waits for room: C4 --------------------------------------------

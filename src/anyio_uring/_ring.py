@@ -55,7 +55,8 @@ _UNBOUNDED_WORKERS_MAX: Final = 64
 _ROW: Final = "QQqIiII"
 _ROW_SIZE: Final = struct.calcsize("=" + _ROW)
 _PACK_POWER_MAX: Final = 8
-_PROBE_MS_MAX: Final = 5000
+# io-wq may overlook work until an idle worker's timeout of 5 s (seen with a limit of one worker).
+_PROBE_MS_MAX: Final = 10_000
 
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
@@ -239,7 +240,11 @@ class UringDriver:
         return int(self._lib.au_get_fd(self._ring))
 
     def limit_workers(self, bounded: int, unbounded: int) -> None:
-        """Limit io-wq's workers of this ring, for files that cannot and that can block for ever (0: as is)."""
+        """
+        Limit io-wq's workers, for files that cannot and that can block for ever (0: as is).
+
+        They belong to the thread: the limit holds for all its rings, those opened later too.
+        """
         ret = self._lib.au_limit_workers(self._ring, bounded, unbounded)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
@@ -251,13 +256,12 @@ class UringDriver:
         return bytes(length) if length > 1 else bytearray(length)
 
     def prepare(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
-        opcode = request.opcode
         memory = request.memory
-        head = opcode | _SQE_ASYNC << 8 if request.force_async else int(opcode)
+        head = request.opcode | _SQE_ASYNC << 8 if request.force_async else request.opcode
         if memory is None:
             return (user_data, 0, 0, 0, request.fd, request.op_flags, head), request
         ffi = self._ffi
-        if opcode in {Opcode.READV, Opcode.WRITEV}:
+        if isinstance(memory, list):
             pins = [ffi.from_buffer(view) for view in memory]
             vector = ffi.new("au_iovec[]", [(int(ffi.cast("uintptr_t", pin)), len(pin)) for pin in pins])
             address, length = int(ffi.cast("uintptr_t", vector)), len(pins)
