@@ -302,6 +302,7 @@ async def test_many_more_reads_than_depth(fd: int, driver: Any) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("anyio_backend", WITHOUT_DEBUG)
 async def test_a_hundred_thousand_reads_through_a_ring_of_eight(fd: int, driver: Any) -> None:
     await _read_concurrently(fd, driver, 100_000)
