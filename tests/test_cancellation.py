@@ -18,9 +18,12 @@ import anyio
 import pytest
 
 from anyio_uring import AsyncIoManager, open_uring
+from anyio_uring._completion_task import CompletionTask
+from anyio_uring._requests import Opcode, Request
 from anyio_uring._ring import UringDriver
+from anyio_uring._waiters import current_loop
 
-from .helpers import WITHOUT_DEBUG, asyncio_only, in_flight, scripted, until
+from .helpers import WITHOUT_DEBUG, ScriptedDriver, asyncio_only, in_flight, scripted, until
 
 pytestmark = pytest.mark.anyio  # asynchronous tests, on every event loop
 
@@ -292,7 +295,6 @@ async def _perform(task: Any, results: list[Any], scope: anyio.CancelScope, *, r
 
 
 def _request() -> Any:
-    from anyio_uring._requests import Opcode, Request
 
     return Request(Opcode.READ, 0, bytearray(1), 0)
 
@@ -433,8 +435,6 @@ async def test_no_more_cancel_requests_than_the_completion_queue_can_hold() -> N
 
 async def test_transient_errors_are_asked_again(path: Path) -> None:
     """EINTR, and EAGAIN of a regular file, are not the caller's business (some filesystems give them)."""
-    from anyio_uring._requests import Opcode, Request
-
     results: list[Any] = []
 
     async def perform() -> None:
@@ -523,10 +523,6 @@ async def test_the_outer_scope_is_cancelled(driver: Any, pipe: tuple[int, int]) 
 
 
 async def test_the_end_waits_for_the_kernel_whatever_cancels_meanwhile() -> None:
-    from anyio_uring._completion_task import CompletionTask
-    from anyio_uring._waiters import current_loop
-
-    from .helpers import ScriptedDriver
 
     driver = ScriptedDriver()
     task = CompletionTask(driver, current_loop())
@@ -560,6 +556,82 @@ async def test_the_end_waits_for_the_kernel_whatever_cancels_meanwhile() -> None
     assert closed
     assert driver.is_closed
     assert scopes[0].cancelled_caught
+
+
+async def test_the_bodys_exception_survives_a_cancelled_outer_scope(driver: Any) -> None:
+    async def body() -> None:
+        async with open_uring(driver=driver):
+            outer.cancel()
+            raise LookupError("of the body")
+
+    with anyio.CancelScope() as outer:
+        with pytest.raises(LookupError, match="of the body"):
+            await body()
+
+
+async def test_waiting_for_the_kernel_at_the_end_does_not_spin() -> None:
+    async with anyio.create_task_group() as tasks:
+        driver = ScriptedDriver()
+        task = CompletionTask(driver, current_loop())
+        tasks.start_soon(task.run)
+
+        async def perform() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await task.perform([_request()])
+
+        tasks.start_soon(perform)
+        await until(lambda: len(driver.pending) == 1)
+        tasks.start_soon(task.aclose)
+        await until(lambda: len(driver.cancels) == 1)
+        driver.complete_cancel(EALREADY)
+        await until(lambda: task._cancels_in_flight == 0)
+        turns = driver.enters
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        assert driver.enters <= turns + 2
+        driver.complete(ECANCELED)
+
+
+async def test_a_cancel_request_that_waited_for_space_is_sent() -> None:
+    """C5: the completion of an earlier cancel request makes space, and nothing else happens."""
+    async with scripted(depth=1) as (driver, task), anyio.create_task_group() as tasks:
+        scopes = [anyio.CancelScope(), anyio.CancelScope()]
+        tasks.start_soon(_perform, task, [], scopes[0])
+        await until(lambda: len(driver.pending) == 1)
+        scopes[0].cancel()
+        await until(lambda: len(driver.cancels) == 1)
+        driver.complete(ECANCELED)
+        await until(lambda: scopes[0].cancelled_caught)
+        tasks.start_soon(_perform, task, [], scopes[1])
+        await until(lambda: len(driver.pending) == 1)
+        scopes[1].cancel()
+        await until(lambda: len(task._cancels) == 1)
+        driver.complete_cancel(ENOENT)
+        await until(lambda: len(driver.cancels) == 1)
+        driver.complete(ECANCELED)
+        driver.complete_cancel(0)
+
+
+async def test_what_would_be_asked_again_is_not_once_it_is_cancelled(path: Path) -> None:
+    """It did not happen, so the cancellation is raised, not the kernel's EAGAIN."""
+    results: list[Any] = []
+    with path.open("rb") as file:
+        request = Request(Opcode.READ, file.fileno(), bytearray(1), 0)
+        async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+
+            async def perform() -> None:
+                with scope:
+                    results.append(await task.perform([request]))
+
+            scope = anyio.CancelScope()
+            tasks.start_soon(perform)
+            await until(lambda: len(driver.pending) == 1)
+            scope.cancel()
+            await until(lambda: len(driver.cancels) == 1)
+            driver.complete(-errno.EAGAIN)
+            driver.complete_cancel(ENOENT)
+    assert results == []
+    assert scope.cancelled_caught
 
 
 # --- the owner: C11 -------------------------------------------------------------------------------------
@@ -756,6 +828,50 @@ async def test_a_result_kept_inside_a_timeout_that_is_left_at_once() -> None:
         driver.complete_cancel(ENOENT)
         assert await worker == [5]
         assert worker.cancelling() == 0
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout is new in Python 3.11")
+async def test_a_result_kept_inside_a_timeout_during_cleanup() -> None:
+    """The task is being cancelled for another reason already: its count is not the timeout's."""
+    log: list[Any] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            async with asyncio.timeout(None) as timeout:
+                timeouts.append(timeout)
+                log.append(await task.perform([_request()]))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            log.append("cleaned up")
+            raise
+
+    timeouts: list[Any] = []
+    async with scripted() as (driver, task):
+        worker = asyncio.ensure_future(work())
+        await asyncio.sleep(0)
+        worker.cancel()
+        await until(lambda: len(driver.pending) == 1)
+        timeouts[0].reschedule(asyncio.get_running_loop().time() - 1)
+        await until(lambda: len(driver.cancels) == 1)
+        driver.complete(5)
+        driver.complete_cancel(ENOENT)
+        with pytest.raises(asyncio.CancelledError):
+            await worker
+    assert log == [[5], "cleaned up"]
+
+
+@asyncio_only
+@pytest.mark.filterwarnings("ignore:coroutine 'CompletionTask.run' was never awaited")
+async def test_an_owner_cancelled_before_its_first_step(driver: Any) -> None:
+    """As asyncio.run() does with every task when it ends: the block then drains by itself."""
+    async with open_uring(driver=driver) as io:
+        (owner,) = [task for task in asyncio.all_tasks() if task.get_name() == "anyio_uring owner"]
+        owner.cancel()
+    assert "closed" in repr(io)
+    gc.collect()
 
 
 @asyncio_only

@@ -394,6 +394,92 @@ async def test_a_nonblocking_descriptor_is_waited_for_all_the_same(io: AsyncIoMa
 
 
 @pytest.mark.anyio
+async def test_a_full_terminal_or_fifo_blocks_neither_the_loop_nor_a_worker(io: AsyncIoManager, tmp_path: Path) -> None:
+    """More is written than fits; it is short or waits, can be cancelled, and files go on meanwhile."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fifo_end = os.open(fifo, os.O_RDWR)
+    master, terminal = os.openpty()
+    with (tmp_path / "file").open("w+b") as file:
+        for end in (fifo_end, terminal):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(40):
+                    tasks.start_soon(io.write_all, end, bytes(1 << 20), -1)
+                await until(lambda: io.statistics().in_flight >= 40)
+                assert await io.write(file, b"x", 0) == 1
+                tasks.cancel_scope.cancel()
+            assert io.statistics().in_flight == 0
+    for number in (fifo_end, master, terminal):
+        os.close(number)
+
+
+@pytest.mark.anyio
+async def test_readers_of_one_terminal_or_fifo_hold_no_worker(io: AsyncIoManager, tmp_path: Path) -> None:
+    """One line comes, one reader gets it, the others can still be cancelled."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fifo_end = os.open(fifo, os.O_RDWR)
+    master, terminal = os.openpty()
+    for source, end in ((fifo_end, fifo_end), (master, terminal)):
+        got: list[bytes] = []
+
+        async def read(end: int = end, got: list[bytes] = got) -> None:
+            got.append(await io.read(end, 10, -1))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(read)
+            await in_flight(io, 40)
+            os.write(source, b"x\n")
+            await until(lambda got=got: bool(got))  # type: ignore[misc]
+            tasks.cancel_scope.cancel()
+        assert got == [b"x\n"]
+    for number in (fifo_end, master, terminal):
+        os.close(number)
+
+
+@pytest.mark.anyio
+async def test_negative_descriptors_harm_nobody_else(io: AsyncIoManager, fd: int) -> None:
+    for number in (-1, -100, -(2**40)):
+        for call in (io.read(number, 1, 0), io.write(number, b"x", 0), io.fsync(number), io.readv(number, [], 0)):
+            with pytest.raises(OSError) as caught:
+                await call
+            assert caught.value.errno == errno.EBADF
+    assert await io.read(fd, 4, 4) == b"\0\0\0\1"
+
+
+@pytest.mark.anyio
+async def test_a_socket_ignores_the_offset(io: AsyncIoManager) -> None:
+    first, second = socket.socketpair()
+    with first, second:
+        for offset in (-1, 0, 5):
+            assert await io.write(first, b"ping", offset) == 4
+            assert await io.read(second, 10, offset) == b"ping"
+
+
+@pytest.mark.anyio
+async def test_an_argument_that_raises_is_not_masked_and_pins_nothing(io: AsyncIoManager, fd: int) -> None:
+    buffer = bytearray(4)
+
+    def requests() -> Iterator[tuple[int, bytearray, int]]:
+        yield fd, buffer, 0
+        b"\xff".decode()
+
+    with pytest.raises(UnicodeDecodeError):
+        await io.readinto_batch(requests())
+    buffer.append(0)
+    for call in (
+        io.readinto_batch([(fd, buffer, 0), (fd, buffer, -5)]),
+        io.readv(fd, [buffer, b"read-only"], 0),
+        io.readinto(fd, buffer, -5),
+    ):
+        try:
+            await call
+        except ValueError:
+            buffer.append(0)  # while the exception, and its traceback, are there
+
+
+@pytest.mark.anyio
 async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: AsyncIoManager, tmp_path: Path) -> None:
     """RLIMIT_FSIZE: write() is short at the limit; write_all() goes on and meets EFBIG."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

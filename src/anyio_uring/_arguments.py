@@ -39,7 +39,7 @@ def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
             raise TypeError(f"fileno() of {type(fd).__name__} returned {type(number).__name__}, not an int")
     if number > _FD_MAX:
         raise ValueError(f"fd must be at most {_FD_MAX}, not {number}")
-    return number, file
+    return max(number, -1), file
 
 
 def offset(value: int) -> int:
@@ -64,11 +64,31 @@ def batch(
     """Return the requests of a batch; an error names the item that caused it."""
     requests: list[Request] = []
     try:
-        for first, second, third in items:
-            requests.append(make(first, second, third))
-    except (TypeError, ValueError) as exc:
-        raise type(exc)(f"{verb}: request {len(requests)} {shape}: {exc}") from exc
+        for item in items:
+            try:
+                first, second, third = item
+                requests.append(make(first, second, third))
+            except (TypeError, ValueError) as exc:
+                kind = TypeError if isinstance(exc, TypeError) else ValueError
+                raise kind(f"{verb}: request {len(requests)} {shape}: {exc}") from exc
+    except BaseException:
+        for request in requests:
+            request.release()
+        raise
     return requests
+
+
+def views(buffers: Iterable[Any], make: Callable[[Any, str], memoryview]) -> list[memoryview]:
+    """Return the views of several buffers; an error names the one that caused it, and releases the others."""
+    made: list[memoryview] = []
+    try:
+        for buffer in buffers:
+            made.append(make(buffer, f"buffers[{len(made)}]"))
+    except BaseException:
+        for view in made:
+            view.release()
+        raise
+    return made
 
 
 def error(res: int, file: HasFileno | None) -> OSError:

@@ -82,6 +82,7 @@ _NO_RESULT: Final = 1 << 40  # results of the kernel have 32 bits
 _CANCELED: Final = -errno.ECANCELED
 _INTERRUPTED: Final = -errno.EINTR
 _TRY_AGAIN: Final = -errno.EAGAIN
+_NOT_SEEKABLE: Final = -errno.ESPIPE
 
 
 @attrs.define(eq=False)
@@ -131,6 +132,7 @@ class CompletionTask:
         "_in_flight_max",
         "_is_announced",
         "_is_closing",
+        "_is_running",
         "_loop",
         "_ready",
         "_resubmissions",
@@ -153,6 +155,7 @@ class CompletionTask:
         assert self._cancels_max > 0, "C3: no room for the completions of cancel requests"
         self._thread = get_ident()
         self._is_closing = False
+        self._is_running = False
         self._crash: BaseException | None = None
         self._drained: Event | None = None
         # [slot: its operation]
@@ -246,16 +249,20 @@ class CompletionTask:
             self._is_closing = True
             raise self._broken()
         self._is_closing = True
-        self._drained = self._loop.event()
         while self._callers:
             caller, _ = self._callers.popitem()
             caller.event.set()
         for operation in [operation for operation in self._slots if operation is not None]:
             self._cancel(operation)
         self._doorbell.ring()
-        cancellation = await self._drained.wait(lambda: False)
-        if cancellation is not None:
-            cancellation.keep()
+        if not self._is_running:
+            # asyncio.run() cancels every task when it ends, also one that has not taken its first step.
+            await self.run()
+        else:
+            self._drained = self._loop.event()
+            cancellation = await self._drained.wait(lambda: False)
+            if cancellation is not None:
+                cancellation.keep()
         if self._crash is not None:
             raise self._broken()
         self._driver.close()
@@ -263,7 +270,10 @@ class CompletionTask:
     # --- the task -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Drain completions until the manager is closed and nothing is in flight."""
+        """Drain completions until the manager is closed and nothing is in flight; only the first call does."""
+        if self._is_running:
+            return
+        self._is_running = True
         with anyio.CancelScope(shield=True):  # C11
             try:
                 async with self._doorbell.watching(self._driver.fileno()):
@@ -323,7 +333,8 @@ class CompletionTask:
             self._room += 1
             self._settle(operation, (user_data & _MEMBER_MASK) >> _SLOT_BITS, res)
         self._give_room()
-        if self._driver.is_hungry() or taken < len(rows):
+        can_cancel = self._cancels and self._cancels_in_flight < self._cancels_max
+        if taken < len(rows) or can_cancel or self._driver.is_hungry():
             self._doorbell.ring()
 
     def _put_back(self, targets: list[int], ready: list[tuple[_Operation, int, int]], taken: int) -> None:
@@ -388,7 +399,14 @@ class CompletionTask:
         def leave() -> bool:
             return not caller.has_room and self._callers.pop(caller, caller) is None
 
-        cancellation = await caller.event.wait(leave)
+        try:
+            cancellation = await caller.event.wait(leave)
+        except BaseException:  # cancelled in time, or the coroutine was closed
+            self._callers.pop(caller, None)
+            if caller.has_room:
+                self._room += 1
+                self._give_room()
+            raise
         if caller.has_room and (cancellation is not None or self._is_closing):
             self._room += 1
             self._give_room()
@@ -409,7 +427,7 @@ class CompletionTask:
             caller.has_room = True
             self._room -= 1
             caller.event.set()
-        if self._is_closing:
+        if self._is_drained():
             self._doorbell.ring()
 
     # --- the life of an operation ---------------------------------------------------------------
@@ -536,7 +554,7 @@ class CompletionTask:
             raise self._broken()
         results = operation.results
         if cancellation is not None:
-            if _CANCELED in results or _INTERRUPTED in results:
+            if _CANCELED in results or any(map(_is_transient, operation.requests, results)):
                 cancellation.deliver()
             cancellation.keep()
         elif self._is_closing and _CANCELED in results:
@@ -544,17 +562,22 @@ class CompletionTask:
         return results
 
     async def _ask_again(self, requests: Sequence[Request], results: list[int]) -> None:
-        """Repeat what the kernel gave up without cause: EINTR, and EAGAIN of a file that can only block."""
+        """Repeat what did not happen for no reason of the caller's; see :func:`_is_transient`."""
         while again := [i for i, request in enumerate(requests) if _is_transient(request, results[i])]:
             self._resubmissions += len(again)
-            # From a worker of the kernel, which may block, where the inline attempt gave up.
-            repeats = [attrs.evolve(requests[i], force_async=True) for i in again]
+            repeats = [_repeat(requests[i], results[i]) for i in again]
             for i, res in zip(again, await self.perform(repeats)):
                 results[i] = res
 
 
 def _is_transient(request: Request, res: int) -> bool:
-    if res == _INTERRUPTED:
+    """
+    Whether an operation did not happen and is to be asked again.
+
+    EINTR; EAGAIN of a file that can only block; and ESPIPE of a socket, which has no positions but,
+    unlike a pipe, minds being given one.
+    """
+    if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
         return True
     if res != _TRY_AGAIN:
         return False
@@ -563,3 +586,10 @@ def _is_transient(request: Request, res: int) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def _repeat(request: Request, res: int) -> Request:
+    if res == _NOT_SEEKABLE:
+        return attrs.evolve(request, offset=-1)
+    # From a worker of the kernel, which may block, where the inline attempt gave up.
+    return attrs.evolve(request, force_async=True)

@@ -82,6 +82,9 @@ async def open_uring(*, depth: int = 256, driver: DriverChoice = "auto") -> Asyn
         manager._closed = True
         if _current.get() is manager:
             _current.set(manager._outer)
+        # Otherwise a cancelled outer scope would cancel the wait for the owner's last step, and that
+        # cancellation would take the place of the body's exception.
+        tasks.cancel_scope.shield = True
         try:
             await task.aclose()
         finally:
@@ -256,10 +259,9 @@ class AsyncIoManager:
         """
         self._task.check()
         number, file = _arguments.descriptor(fd)
-        views = [_buffers.writable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
-        return await self._transfer_and_release(
-            Request(Opcode.READV, number, views, _arguments.offset(offset), 0, file)
-        )
+        offset = _arguments.offset(offset)
+        views = _arguments.views(buffers, _buffers.writable)
+        return await self._transfer_and_release(Request(Opcode.READV, number, views, offset, 0, file))
 
     async def writev(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
         """
@@ -273,10 +275,9 @@ class AsyncIoManager:
         """
         self._task.check()
         number, file = _arguments.descriptor(fd)
-        views = [_buffers.readable(buffer, f"buffers[{i}]") for i, buffer in enumerate(buffers)]
-        return await self._transfer_and_release(
-            Request(Opcode.WRITEV, number, views, _arguments.offset(offset), 0, file)
-        )
+        offset = _arguments.offset(offset)
+        views = _arguments.views(buffers, _buffers.readable)
+        return await self._transfer_and_release(Request(Opcode.WRITEV, number, views, offset, 0, file))
 
     # --- durability -----------------------------------------------------------------------------
 
@@ -476,12 +477,14 @@ class AsyncIoManager:
 
 def _readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> Request:
     number, file = _arguments.descriptor(fd)
-    return Request(Opcode.READ, number, _buffers.writable(buffer), _arguments.offset(offset), 0, file)
+    offset = _arguments.offset(offset)
+    return Request(Opcode.READ, number, _buffers.writable(buffer), offset, 0, file)
 
 
 def _write_request(fd: FileDescriptor, data: SupportsBuffer, offset: int) -> Request:
     number, file = _arguments.descriptor(fd)
-    return Request(Opcode.WRITE, number, _buffers.readable(data), _arguments.offset(offset), 0, file)
+    offset = _arguments.offset(offset)
+    return Request(Opcode.WRITE, number, _buffers.readable(data), offset, 0, file)
 
 
 def _sync_request(fd: FileDescriptor, *, data_only: bool) -> Request:

@@ -37,6 +37,8 @@ WORKERS_MAX: Final = 32
 _READS: Final = frozenset({Opcode.READ, Opcode.READV})
 # Linux 4.14: one read or write that never blocks, whatever the descriptor's flags say.
 _NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
+# Opening this device makes a new pseudo-terminal (Linux, devices.txt: /dev/ptmx).
+_PTMX: Final = os.makedev(5, 2)
 
 
 @attrs.frozen(eq=False)
@@ -175,10 +177,19 @@ class ThreadDriver:
         self._done += user_data, res
         self._signal.set()
 
+    def _fail(self, crash: BaseException) -> None:
+        """Let the owner raise it in its next turn (C11)."""
+        self._crash = crash
+        self._signal.set()
+
     def _wake_workers(self) -> None:
         for _ in range(min(self._workers - self._active, len(self._todo))):
             self._active += 1
-            self._executor.submit(self._work)
+            try:
+                self._executor.submit(self._work)
+            except RuntimeError:
+                # The main thread has ended, and an event loop in another one goes on.
+                threading.Thread(target=self._work, daemon=True).start()
 
     # --- in other threads -------------------------------------------------------------------------
 
@@ -201,8 +212,8 @@ class ThreadDriver:
                 res = _execute(row.request)
             except BaseException as exc:  # noqa: BLE001 - the owner raises it: C11
                 with self._lock:
-                    self._crash = exc
-                    self._signal.set()
+                    self._active -= 1
+                    self._fail(exc)
                 return
 
     def _put_away(self, row: _Row, res: int | None) -> None:
@@ -222,29 +233,36 @@ class ThreadDriver:
 
     def _poll(self) -> None:
         """Wait for parked rows' descriptors, and put the ready ones back into the queue."""
-        while True:
-            poller = select.poll()
-            poller.register(self._poller_signal.fileno(), select.POLLIN)
+        try:
+            while self._workers:
+                # A closed descriptor is POLLNVAL: ready, and the next attempt gives EBADF.
+                self._unpark(dict(self._make_poll().poll()))
+        except BaseException as exc:  # noqa: BLE001 - the owner raises it: C11
             with self._lock:
-                if not self._workers:
-                    return
-                events: dict[int, int] = {}
-                for row in self._parked.values():
-                    assert row.request is not None
-                    wanted = select.POLLIN if row.request.opcode in _READS else select.POLLOUT
-                    events[row.request.fd] = events.get(row.request.fd, 0) | wanted
-            for fd, mask in events.items():
-                poller.register(fd, mask)
-            # A closed descriptor is POLLNVAL: ready, and the next attempt gives EBADF.
-            ready = dict(poller.poll())
-            with self._lock:
-                self._poller_signal.clear()
-                for row in list(self._parked.values()):
-                    assert row.request is not None
-                    blocking = select.POLLOUT if row.request.opcode in _READS else select.POLLIN
-                    if ready.get(row.request.fd, 0) & ~blocking:
-                        self._todo[row.user_data] = self._parked.pop(row.user_data)
-                self._wake_workers()
+                self._fail(exc)
+
+    def _make_poll(self) -> select.poll:
+        poll = select.poll()
+        poll.register(self._poller_signal.fileno(), select.POLLIN)
+        events: dict[int, int] = {}
+        with self._lock:
+            for row in self._parked.values():
+                assert row.request is not None
+                wanted = select.POLLIN if row.request.opcode in _READS else select.POLLOUT
+                events[row.request.fd] = events.get(row.request.fd, 0) | wanted
+        for fd, mask in events.items():
+            poll.register(fd, mask)
+        return poll
+
+    def _unpark(self, ready: dict[int, int]) -> None:
+        with self._lock:
+            self._poller_signal.clear()
+            for row in list(self._parked.values()):
+                assert row.request is not None
+                others = select.POLLOUT if row.request.opcode in _READS else select.POLLIN
+                if ready.get(row.request.fd, 0) & ~others:
+                    self._todo[row.user_data] = self._parked.pop(row.user_data)
+            self._wake_workers()
 
 
 class _Signal:
@@ -282,6 +300,8 @@ class _Signal:
 def _execute(request: Request) -> int | None:
     """Carry out a request: its result, ``-errno``, or None if its descriptor is not ready."""
     fd = request.fd
+    if fd < 0:
+        return -errno.EBADF  # os.fsync() would call it a ValueError
     try:
         if request.opcode is Opcode.FSYNC:
             # macOS has no fdatasync.
@@ -303,17 +323,41 @@ def _execute(request: Request) -> int | None:
 
 def _transfer_unless_blocked(fd: int, buffers: Any, *, is_read: bool) -> int | None:
     """Read or write a stream, which has no positions: the offset means nothing, as in the kernel."""
-    if _NOWAIT is not None:
-        try:
-            return os.preadv(fd, buffers, -1, _NOWAIT) if is_read else os.pwritev(fd, buffers, -1, _NOWAIT)
-        except BlockingIOError:
-            return None  # parked also if the descriptor is non-blocking: the ring waits for it too
-        except OSError as exc:
-            if exc.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE}:
-                raise
-    # Terminals and some other devices know no RWF_NOWAIT: ask whether they are ready.
-    poller = select.poll()
-    poller.register(fd, select.POLLIN if is_read else select.POLLOUT)
-    if not poller.poll(0):
+    try:
+        if _NOWAIT is not None:
+            try:
+                return os.preadv(fd, buffers, -1, _NOWAIT) if is_read else os.pwritev(fd, buffers, -1, _NOWAIT)
+            except OSError as exc:
+                if exc.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE}:
+                    raise
+        # FIFOs, terminals and some other devices know no RWF_NOWAIT.
+        twin = _open_nonblocking_twin(fd, is_read=is_read)
+        if twin is not None:
+            try:
+                return os.readv(twin, buffers) if is_read else os.writev(twin, buffers)
+            finally:
+                os.close(twin)
+    except BlockingIOError:
+        return None  # parked also if the descriptor is non-blocking: the ring waits for it too
+    poll = select.poll()
+    poll.register(fd, select.POLLIN if is_read else select.POLLOUT)
+    if not poll.poll(0):
         return None
     return os.readv(fd, buffers) if is_read else os.writev(fd, buffers)
+
+
+def _open_nonblocking_twin(fd: int, *, is_read: bool) -> int | None:
+    """
+    Open a FIFO or terminal once more, without blocking: the flag on the caller's own would show to others.
+
+    None for what must not be opened twice, and where the system has no /proc.
+    """
+    status = os.fstat(fd)
+    is_terminal = stat.S_ISCHR(status.st_mode) and os.isatty(fd) and status.st_rdev != _PTMX
+    if not (stat.S_ISFIFO(status.st_mode) or is_terminal):
+        return None
+    flags = (os.O_RDONLY if is_read else os.O_WRONLY) | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError:
+        return None

@@ -11,6 +11,7 @@ import errno
 import os
 import platform
 import select
+import stat
 import struct
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ _LADDER: Final = (
 _FEATURES_NEEDED: Final = 1 << 1 | 1 << 2 | 1 << 3
 _ENTRIES_MIN: Final = 8
 _SQE_ASYNC: Final = 1 << 4  # IOSQE_ASYNC
+_WRITES: Final = frozenset({int(Opcode.WRITE), int(Opcode.WRITEV)})
 # io-wq's limit for files that may block for ever is RLIMIT_NPROC if nobody sets one; regular
 # files keep the kernel's own limit (min of SQ entries and 4 per CPU), which 0 leaves alone.
 _UNBOUNDED_WORKERS_MAX: Final = 64
@@ -168,6 +170,19 @@ def _unavailable(code: int, what: str) -> UringUnavailableError:
     return UringUnavailableError(code, reason)
 
 
+def _is_character_device(fd: int) -> bool:
+    """
+    Whether an inline attempt to write may block this thread.
+
+    A full terminal's write does (seen on Linux 6.18: the event loop stood still), though io_uring asks
+    not to wait; from a worker of the kernel it can be cancelled.
+    """
+    try:
+        return stat.S_ISCHR(os.fstat(fd).st_mode)
+    except OSError:
+        return False  # the kernel says what is wrong with it
+
+
 class UringDriver:
     """The driver over one io_uring: fulfils :class:`anyio_uring._driver.Driver`."""
 
@@ -257,7 +272,9 @@ class UringDriver:
 
     def prepare(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
         memory = request.memory
-        head = request.opcode | _SQE_ASYNC << 8 if request.force_async else request.opcode
+        head = int(request.opcode)
+        if request.force_async or (head in _WRITES and _is_character_device(request.fd)):
+            head |= _SQE_ASYNC << 8
         if memory is None:
             return (user_data, 0, 0, 0, request.fd, request.op_flags, head), request
         ffi = self._ffi

@@ -11,8 +11,8 @@ survive takes a new future and goes on.  anyio's own cancellation is *level-trig
 ``task.cancel()`` again in every pass of the loop, so a wait that survives enters a shielded scope.
 A native cancellation (``asyncio.timeout``, ``TaskGroup``, a bare ``task.cancel()``) is
 *edge-triggered*: where its ``CancelledError`` was swallowed because a result was kept, it has to
-be asked again.  That is done at the start of the next pass, and only while ``task.cancelling()``
-says that somebody still wants it: a block such as ``asyncio.timeout`` that has been left
+be asked again.  That is done at the start of the next pass, and only if ``task.cancelling()`` has not
+fallen meanwhile: a block such as ``asyncio.timeout`` that has been left
 meanwhile has withdrawn its request, and before Python 3.13 ``uncancel()`` does not take a pending
 one back.
 
@@ -263,16 +263,18 @@ class _AsyncioLoop:
 
 
 class _AsyncioCancellation:
-    __slots__ = ("_cancelled", "_loop")
+    __slots__ = ("_cancelled", "_loop", "_requests")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancelled: asyncio.CancelledError) -> None:
         self._loop = loop
         self._cancelled = cancelled
+        self._requests = _count_requests(asyncio.current_task())
 
     def also(self, cancelled: asyncio.CancelledError) -> None:
         """Take note of a further one: a native one matters more, anyio repeats its own by itself."""
         if _is_native(cancelled):
             self._cancelled = cancelled
+            self._requests = _count_requests(asyncio.current_task())
 
     def deliver(self) -> NoReturn:
         cancelled = self._cancelled
@@ -286,13 +288,18 @@ class _AsyncioCancellation:
         if _is_native(self._cancelled):
             task = asyncio.current_task()
             assert task is not None
-            self._loop.call_soon(_cancel_again, task, self._cancelled.args)
+            self._loop.call_soon(_cancel_again, task, self._requests, self._cancelled.args)
 
 
-def _cancel_again(task: asyncio.Task[Any], message: tuple[Any, ...]) -> None:
+def _count_requests(task: asyncio.Task[Any] | None) -> int:
+    """Return how many cancellations of a task have been asked for and not withdrawn (0 before Python 3.11)."""
+    return task.cancelling() if task is not None and sys.version_info >= (3, 11) else 0
+
+
+def _cancel_again(task: asyncio.Task[Any], requests: int, message: tuple[Any, ...]) -> None:
+    if _count_requests(task) < requests:
+        return  # withdrawn meanwhile
     if sys.version_info >= (3, 11):
-        if not task.cancelling():
-            return  # withdrawn meanwhile
         task.uncancel()
     task.cancel(*message)
 
