@@ -93,9 +93,9 @@ class _Operation:
     event: Event
     results: list[int]
     unsettled: int  # members without a result
-    user_data: int = 0  # of member 0
-    rows: list[Row] = attrs.field(factory=list)
-    pins: list[object] = attrs.field(factory=list)
+    user_data: int  # of member 0
+    rows: list[Row]
+    pins: list[object]
     staged: int = 0  # members that were given room
     submitted: int = 0  # members that the driver has taken
     is_cancelling: bool = False
@@ -434,23 +434,25 @@ class CompletionTask:
 
     def _admit(self, requests: Sequence[Request]) -> _Operation:
         """Take a slot, pin the memory, stage. The caller has room for one member."""
-        operation = _Operation(requests, self._loop.event(), [_NO_RESULT] * len(requests), len(requests))
         slot = self._free_slots.pop() if self._free_slots else len(self._slots)
         if slot == len(self._slots):
             self._slots.append(None)
         self._generation = self._generation + 1 & _GENERATION_MASK
-        operation.user_data = user_data = self._generation * _GENERATION | slot
+        first = user_data = self._generation * _GENERATION | slot
         self._room += 1
+        rows, pins = [], []
         try:
             for request in requests:
                 row, pin = self._driver.prepare(user_data, request)
-                operation.rows.append(row)
-                operation.pins.append(pin)
+                rows.append(row)
+                pins.append(pin)
                 user_data += _MEMBER
         except BaseException:
             self._free_slots.append(slot)
             self._give_room()
             raise
+        count = len(rows)
+        operation = _Operation(requests, self._loop.event(), [_NO_RESULT] * count, count, first, rows, pins)
         self._slots[slot] = operation
         self._staged.append(self._take_room(operation))
         if not self._is_announced:

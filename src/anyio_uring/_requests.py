@@ -70,9 +70,10 @@ class Request:
     @property
     def is_long(self) -> bool:
         """Whether the kernel takes it in parts only."""
-        if isinstance(self.memory, list):
-            return len(self.memory) > VECTOR_MAX or self.size > TRANSFER_MAX
-        return self.size > TRANSFER_MAX
+        memory = self.memory
+        if isinstance(memory, list):
+            return len(memory) > VECTOR_MAX or self.size > TRANSFER_MAX
+        return memory is not None and len(memory) > TRANSFER_MAX
 
     def rest(self, done: int) -> Request:
         """Return the request for what is behind the first ``done`` bytes of one buffer."""
