@@ -58,6 +58,18 @@ async def test_current_skips_managers_that_were_closed_meanwhile(driver: Any) ->
     assert seen == [inner, outer]
 
 
+async def test_what_opens_a_manager_is_entered_once(driver: Any) -> None:
+    opening = open_uring(driver=driver)
+    async with opening as io:
+        with pytest.raises(RuntimeError, match="can be entered once"):
+            async with opening:
+                pass
+        assert current() is io
+    with pytest.raises(RuntimeError, match="can be entered once"):
+        async with opening:
+            pass
+
+
 async def test_a_closed_manager_says_so(driver: Any, path: Path) -> None:
     async with open_uring(driver=driver) as io:
         pass

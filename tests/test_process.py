@@ -183,7 +183,7 @@ def test_a_keyboard_interrupt_ends_it_well(driver: Any, backend: str) -> None:
     """Twenty tasks read, five are blocked, and the signal comes at some moment of it."""
     if backend == "asyncio" and sys.version_info < (3, 11):
         pytest.skip("before Python 3.11 asyncio lets the signal strike anywhere, and nobody can help it")
-    for moment in range(4):
+    for moment in range(3):
         out = run(
             """
             import anyio, os, signal, sys, tempfile

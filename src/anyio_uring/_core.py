@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Literal, overload
 
@@ -49,8 +49,7 @@ def current() -> AsyncIoManager:
     return manager
 
 
-@asynccontextmanager
-async def open_uring(*, depth: int = 256, driver: DriverChoice = "auto") -> AsyncIterator[AsyncIoManager]:
+def open_uring(*, depth: int = 256, driver: DriverChoice = "auto") -> AbstractAsyncContextManager[AsyncIoManager, None]:
     """
     Open one io_uring for this event loop; on leaving, drain it and close it.
 
@@ -62,33 +61,52 @@ async def open_uring(*, depth: int = 256, driver: DriverChoice = "auto") -> Asyn
     :param driver: ``"uring"``, ``"threads"``, or ``"auto"``: the ring if a first read through it
         works, otherwise threads, with the cause in :attr:`AsyncIoManager.fallback_reason`.
         The environment variable ``ANYIO_URING_DRIVER`` overrides ``"auto"``.
-    :raises UringUnavailableError: if ``driver="uring"`` and there is no ring to be had
+    :return: an async context manager, to be entered once
+    :raises UringUnavailableError: on entering, if ``driver="uring"`` and there is no ring to be had
     :raises ValueError: if an option is out of range
     """
-    options = UringOptions(depth=depth, driver=driver).with_environment()
-    await anyio.lowlevel.checkpoint()
-    chosen, reason = _choose_driver(options)
-    task = CompletionTask(chosen, current_loop())
-    manager = AsyncIoManager(task, chosen, reason, _current.get())
-    tasks = anyio.create_task_group()
-    await tasks.__aenter__()
-    # The owner never raises, and an error of the body passes this task group by, so that it
-    # arrives as it was raised and not in an exception group.
-    tasks.start_soon(task.run, name="anyio_uring owner")
-    _current.set(manager)
-    try:
-        yield manager
-    finally:
+    return _Opening(UringOptions(depth=depth, driver=driver).with_environment())
+
+
+class _Opening:
+    """What ``open_uring()`` returns. A class, for a generator's frames would be open to KeyboardInterrupt."""
+
+    __slots__ = ("_manager", "_options", "_tasks")
+
+    def __init__(self, options: UringOptions) -> None:
+        self._options = options
+        self._manager: AsyncIoManager | None = None
+
+    async def __aenter__(self) -> AsyncIoManager:
+        if self._manager is not None:
+            raise RuntimeError("what open_uring() returns can be entered once: call it again for another manager")
+        await anyio.lowlevel.checkpoint()
+        loop = current_loop()
+        loop.protect(_Opening.__aenter__, _Opening.__aexit__)  # type: ignore[arg-type]
+        driver, reason = _choose_driver(self._options)
+        task = CompletionTask(driver, loop)
+        self._manager = AsyncIoManager(task, driver, reason, _current.get())
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        # The owner never raises, and an error of the body passes this task group by, so that it
+        # arrives as it was raised and not in an exception group.
+        self._tasks.start_soon(task.run, name="anyio_uring owner")
+        _current.set(self._manager)
+        return self._manager
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        manager = self._manager
+        assert manager is not None
         manager._closed = True
         if _current.get() is manager:
             _current.set(manager._outer)
         # Otherwise a cancelled outer scope would cancel the wait for the owner's last step, and that
         # cancellation would take the place of the body's exception.
-        tasks.cancel_scope.shield = True
+        self._tasks.cancel_scope.shield = True
         try:
-            await task.aclose()
+            await manager._task.aclose()
         finally:
-            await tasks.__aexit__(None, None, None)
+            await self._tasks.__aexit__(None, None, None)
 
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:

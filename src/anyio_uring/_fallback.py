@@ -58,7 +58,6 @@ class ThreadDriver:
         "_doomed",
         "_executor",
         "_features",
-        "_is_signalled",
         "_lock",
         "_parked",
         "_pid",
