@@ -132,7 +132,9 @@ async def test_who_is_called_behind_cancellations_wakes_others_behind_them() -> 
         await anyio.wait_all_tasks_blocked()
         tasks.start_soon(waiter)
         await until(lambda: "cancelled" in log)
-        doorbell.ring()
+        while "late" not in log:  # rings before the owner has run are one
+            doorbell.ring()
+            await anyio.lowlevel.checkpoint()
     assert log[-1] == "late"
     assert "cancelled" in log[:-1]
 
