@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,12 @@ def path(tmp_path: Path) -> Path:
     file = tmp_path / "data"
     file.write_bytes(b"".join(i.to_bytes(4, "big") for i in range(16384)))
     return file
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """An empty pipe: a read of it truly blocks."""
+    ends = os.pipe()
+    yield ends
+    os.close(ends[0])
+    os.close(ends[1])

@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,6 @@ from .helpers import WITHOUT_DEBUG, ScriptedDriver, asyncio_only, in_flight, scr
 pytestmark = pytest.mark.anyio  # asynchronous tests, on every event loop
 
 ECANCELED, ENOENT, EALREADY, EINTR, EIO = -errno.ECANCELED, -errno.ENOENT, -errno.EALREADY, -errno.EINTR, -errno.EIO
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """An empty pipe: a read of it truly blocks."""
-    ends = os.pipe()
-    yield ends
-    os.close(ends[0])
-    os.close(ends[1])
 
 
 # --- an operation in the kernel: C5, C6 ---------------------------------------------------------------

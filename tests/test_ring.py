@@ -25,14 +25,6 @@ def ring() -> Iterator[UringDriver]:
     driver.close()
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    os.close(ends[0])
-    os.close(ends[1])
-
-
 def _pairs(flat: Sequence[int]) -> dict[int, int]:
     """Return ``{user data: result}``."""
     return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
