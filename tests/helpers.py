@@ -15,6 +15,7 @@ import uvloop
 
 from anyio_uring import AsyncIoManager, UringFeatures
 from anyio_uring._completion_task import CompletionTask
+from anyio_uring._driver import CANCEL, MEMBER
 from anyio_uring._requests import Request
 from anyio_uring._waiters import current_loop
 
@@ -87,16 +88,16 @@ class ScriptedDriver:
     def allocate(self, length: int) -> bytes | bytearray:
         return bytearray(length)
 
-    def prepare(self, user_data: int, request: Request) -> tuple[Any, object]:
-        return (user_data, request, None), request
+    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Any, object]:
+        return [(user_data + i * MEMBER, request, None) for i, request in enumerate(requests)], requests
 
-    def prepare_cancel(self, user_data: int, target: int) -> Any:
-        return (user_data, None, target)
-
-    def turn(self, rows: Sequence[Any]) -> tuple[int, Sequence[int]]:
+    def turn(self, targets: Sequence[int], segments: Sequence[tuple[Any, int, int]]) -> tuple[int, Sequence[int]]:
         self.enters += 1
         if self.crash is not None:
             raise self.crash
+        rows: list[Any] = [(CANCEL | target, None, target) for target in targets]
+        for of_operation, first, last in segments:
+            rows += of_operation[first:last]
         taken = rows[: min(self.rows_max, self.rows_left)]
         self.rows_left -= len(taken)
         for user_data, request, target in taken:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from anyio_uring import UringUnavailableError, _ring
+from anyio_uring._driver import CANCEL
 from anyio_uring._requests import Opcode, Request
 from anyio_uring._ring import UringDriver, open_ring
 
@@ -25,30 +26,30 @@ def ring() -> Iterator[UringDriver]:
     driver.close()
 
 
-def _pairs(flat: Sequence[int]) -> dict[int, int]:
-    """Return ``{user data: result}``."""
-    return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    """Return ``(user data, result)`` for each completion."""
+    return list(zip(flat[::2], flat[1::2]))
 
 
-def _drain(ring: UringDriver, count: int) -> dict[int, int]:
+def _drain(ring: UringDriver, count: int) -> list[tuple[int, int]]:
     """Wait until this many completions are there, woken by the ring's own descriptor."""
-    results: dict[int, int] = {}
+    results: list[tuple[int, int]] = []
     poller = select.poll()
     poller.register(ring.fileno(), select.POLLIN)
     while len(results) < count:
         assert poller.poll(10_000), f"no wake-up; got {results}"
-        _, flat = ring.turn([])
-        results.update(_pairs(flat))
+        _, flat = ring.turn([], [])
+        results += _pairs(flat)
     return results
 
 
 def test_a_blocked_reads_completion_wakes_a_poll(ring: UringDriver, pipe: tuple[int, int]) -> None:
     buffer = bytearray(4)
     for _ in range(100):
-        row, pin = ring.prepare(7, Request(Opcode.READ, pipe[0], buffer, -1))
-        assert ring.turn([row]) == (1, ())
+        rows, pin = ring.prepare(7, [Request(Opcode.READ, pipe[0], buffer, -1)])
+        assert ring.turn([], [(rows, 0, 1)]) == (1, ())
         os.write(pipe[1], b"x")
-        assert _drain(ring, 1) == {7: 1}
+        assert _drain(ring, 1) == [(7, 1)]
         del pin
 
 
@@ -56,9 +57,9 @@ def test_a_write_that_a_kernel_worker_carries_out_wakes_a_poll(ring: UringDriver
     """Deferred completions must reach a poll that sleeps already (they do not with DEFER_TASKRUN)."""
     with (tmp_path / "file").open("wb") as file:
         for i in range(100):
-            row, pin = ring.prepare(i, Request(Opcode.WRITE, file.fileno(), b"x" * 4096, 0))
-            _, flat = ring.turn([row])
-            assert (_pairs(flat) or _drain(ring, 1)) == {i: 4096}
+            rows, pin = ring.prepare(i, [Request(Opcode.WRITE, file.fileno(), b"x" * 4096, 0)])
+            _, flat = ring.turn([], [(rows, 0, 1)])
+            assert (_pairs(flat) or _drain(ring, 1)) == [(i, 4096)]
             del pin
 
 
@@ -66,31 +67,33 @@ def test_more_rows_than_the_submission_queue_holds(ring: UringDriver, pipe: tupl
     """C5: with the queue full, cancel requests are flushed and brought again, never dropped."""
     assert ring.features.sq_entries == 8
     buffers = [bytearray(1) for _ in range(8)]
-    prepared = [ring.prepare(i, Request(Opcode.READ, pipe[0], buffer, -1)) for i, buffer in enumerate(buffers)]
-    assert ring.turn([row for row, _ in prepared]) == (8, ())
+    prepared = [ring.prepare(i, [Request(Opcode.READ, pipe[0], buffer, -1)]) for i, buffer in enumerate(buffers)]
+    assert ring.turn([], [(rows, 0, 1) for rows, _ in prepared]) == (8, ())
     # Twice as many as the queue holds, and with the reads' own completions more than the CQ holds.
-    rows = [ring.prepare_cancel(100 + i, i % 8) for i in range(16)]
-    taken, flat = ring.turn(rows)
+    targets = [i % 8 for i in range(16)]
+    taken, flat = ring.turn(targets, [])
     assert taken == 16
-    results = _pairs(flat)
-    if len(results) < 24:
-        results.update(_drain(ring, 24 - len(results)))
-    assert [results[i] for i in range(8)] == [-errno.ECANCELED] * 8
-    assert {results[100 + i] for i in range(8)} == {0}
-    assert {results[108 + i] for i in range(8)} <= {-errno.ENOENT, -errno.EALREADY}
+    pairs = _pairs(flat)
+    if len(pairs) < 24:
+        pairs += _drain(ring, 24 - len(pairs))
+    assert sorted(pairs)[:8] == [(i, -errno.ECANCELED) for i in range(8)]
+    answers = [res for user_data, res in pairs if user_data & CANCEL]
+    assert len(answers) == 16
+    assert answers.count(0) == 8
+    assert set(answers) <= {0, -errno.ENOENT, -errno.EALREADY}
     assert ring._state.in_flight == 0
 
 
 def test_an_overflown_completion_queue_loses_nothing(ring: UringDriver, pipe: tuple[int, int]) -> None:
     """IORING_FEAT_NODROP: the driver fetches what the kernel kept aside. The owner never lets it happen (C3)."""
     buffers = [bytearray(1) for _ in range(40)]
-    prepared = [ring.prepare(i, Request(Opcode.READ, pipe[0], buffer, -1)) for i, buffer in enumerate(buffers)]
+    prepared = [ring.prepare(i, [Request(Opcode.READ, pipe[0], buffer, -1)]) for i, buffer in enumerate(buffers)]
     for start in range(0, 40, 8):
-        ring.turn([row for row, _ in prepared[start : start + 8]])
+        ring.turn([], [(rows, 0, 1) for rows, _ in prepared[start : start + 8]])
     os.close(os.dup(pipe[1]))
     os.write(pipe[1], b"z" * 40)
     results = _drain(ring, 40)
-    assert results == dict.fromkeys(range(40), 1)
+    assert sorted(results) == [(i, 1) for i in range(40)]
     assert ring.overflows > 0
     assert ring._state.in_flight == 0
 
@@ -170,5 +173,5 @@ def test_a_dead_ring_is_an_error_that_names_the_call(ring: UringDriver, monkeypa
 
     monkeypatch.setattr(ring, "_lib", Dead())
     with pytest.raises(OSError, match="io_uring_enter failed"):
-        ring.turn([])
+        ring.turn([], [])
     monkeypatch.undo()

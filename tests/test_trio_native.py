@@ -113,9 +113,9 @@ async def test_keyboard_interrupt_stays_out_of_the_owner() -> None:
     async with scripted() as (driver, task):
         turn = driver.turn
 
-        def look(rows: Sequence[Any]) -> tuple[int, Sequence[int]]:
+        def look(*args: Any) -> tuple[int, Sequence[int]]:
             seen.append(trio.lowlevel.currently_ki_protected())
-            return turn(rows)
+            return turn(*args)
 
         driver.turn = look  # type: ignore[method-assign]
         async with trio.open_nursery() as nursery:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from anyio_uring._waiters import _is_native, current_loop
@@ -46,48 +47,54 @@ async def test_cancellations_of_anyio_are_told_from_asyncios_own() -> None:
     assert seen == [False, False, True, True, True, True]
 
 
-async def test_an_event_ends_a_wait() -> None:
-    event = current_loop().event()
+@attrs.define(eq=False)
+class _Sleeper:
+    waiter: Any = None
+    is_awake: bool = False
+
+
+async def test_a_wait_ends_when_woken() -> None:
+    loop, sleeper = current_loop(), _Sleeper()
     woken: list[Any] = []
 
     async def wait() -> None:
-        woken.append(await event.wait(lambda: True))
+        woken.append(await loop.sleep(sleeper, lambda _: True))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
         assert woken == []
-        event.set()
+        loop.wake(sleeper)
     assert woken == [None]
 
 
 async def test_a_wait_that_can_be_undone_is_cancelled_at_once() -> None:
-    event = current_loop().event()
-    asked: list[int] = []
+    loop, sleeper = current_loop(), _Sleeper()
+    asked: list[Any] = []
 
-    def abort() -> bool:
-        asked.append(1)
+    def abort(who: _Sleeper) -> bool:
+        asked.append(who)
         return True
 
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await event.wait(abort)
+        await loop.sleep(sleeper, abort)
     assert scope.cancelled_caught
-    assert asked == [1]
+    assert asked == [sleeper]
 
 
 async def test_a_wait_that_cannot_be_undone_goes_on_and_holds_the_cancellation() -> None:
-    event = current_loop().event()
-    asked: list[int] = []
+    loop, sleeper = current_loop(), _Sleeper()
+    asked: list[Any] = []
 
-    def abort() -> bool:
-        asked.append(1)
+    def abort(who: _Sleeper) -> bool:
+        asked.append(who)
         return False
 
     async def wait() -> None:
         with anyio.CancelScope() as scope:
             scopes.append(scope)
-            cancellation = await event.wait(abort)
+            cancellation = await loop.sleep(sleeper, abort)
             assert cancellation is not None
             cancellation.deliver()
 
@@ -100,43 +107,29 @@ async def test_a_wait_that_cannot_be_undone_goes_on_and_holds_the_cancellation()
         for _ in range(10):
             await anyio.lowlevel.checkpoint()
         assert not scopes[0].cancelled_caught
-        event.set()
+        loop.wake(sleeper)
     assert scopes[0].cancelled_caught
-    assert asked == [1]  # once, though anyio cancels again and again
+    assert asked == [sleeper]  # once, though anyio cancels again and again
 
 
-async def test_who_is_called_behind_cancellations_wakes_others_behind_them() -> None:
-    """A task whose scope is cancelled already, and a doorbell rung by somebody else just before."""
+async def test_a_cancel_point_notices_a_cancellation_whose_delivery_stands_behind_others() -> None:
+    """Leaving a shield inside a cancelled scope: asyncio delivers in the next pass, behind who waits already."""
     loop = current_loop()
-    doorbell = loop.doorbell()
     log: list[str] = []
 
-    async def owner() -> None:
-        await doorbell.wait()
-        log.append("early")
-        await doorbell.wait()
-        log.append("late")
-
-    async def waiter() -> None:
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            doorbell.ring()
-            loop.call_behind_cancellations(doorbell.ring)
-            try:
-                await loop.event().wait(lambda: True)
-            finally:
-                log.append("cancelled")
+    async def other() -> None:
+        await anyio.lowlevel.checkpoint()
+        log.append("other")
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(owner)
-        await anyio.wait_all_tasks_blocked()
-        tasks.start_soon(waiter)
-        await until(lambda: "cancelled" in log)
-        while "late" not in log:  # rings before the owner has run are one
-            doorbell.ring()
-            await anyio.lowlevel.checkpoint()
-    assert log[-1] == "late"
-    assert "cancelled" in log[:-1]
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                tasks.start_soon(other)
+                await anyio.lowlevel.checkpoint()
+            await loop.cancel_point()
+            log.append("passed")
+    assert log == ["other"]
 
 
 async def test_a_doorbell_rung_before_the_wait_is_heard(driver: Any) -> None:

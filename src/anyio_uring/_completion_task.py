@@ -17,8 +17,8 @@ Members go to the driver as room allows; all of them settle before the operation
 The contract.  Tests and asserts cite these numbers.
 
 C1  Checkpoint. Every public coroutine that returns normally was a cancellation point before it had
-    any effect, and a schedule point; also for an empty batch or zero bytes.  An operation is staged,
-    and submitted by the owner only when every cancellation that was on its way has arrived.
+    any effect, and a schedule point; also for an empty batch or zero bytes.  An operation is staged only
+    when every cancellation that was on its way has arrived.
 C2  Pinned. The operation holds its buffers (exported), its file object and every C structure until
     its own completions.  User data is slot, member and generation, so that a late completion can
     never meet a newer operation.  A bare int fd is the caller's to keep open.
@@ -47,68 +47,38 @@ C12 One thread, one process. Another thread or a forked child gets a clear ``Run
 from __future__ import annotations
 
 import ctypes
-import errno
-import os
-import stat
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from functools import partial
 from threading import get_ident
-from typing import Final
 
 import anyio
 import attrs
 
-from ._driver import Driver, Row
+from ._driver import (
+    CANCEL,
+    GENERATION,
+    GENERATION_MASK,
+    MEMBER,
+    MEMBER_MASK,
+    MEMBERS_MAX,
+    SLOT_MASK,
+    Driver,
+    Rows,
+    member_of,
+)
+from ._operations import CANCELED, NO_RESULT, Operation, is_transient, repeat
 from ._requests import Request
 from ._stats import IoStatistics
-from ._waiters import Cancellation, Event, Loop
-
-# User data: [cancel request: 1 bit][generation: 22][member: 24][slot: 16]; 63 bits, so never negative.
-_SLOT_BITS: Final = 16
-_MEMBER_BITS: Final = 24
-_GENERATION_BITS: Final = 22
-_SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
-_MEMBER: Final = 1 << _SLOT_BITS
-_MEMBER_MASK: Final = (1 << _MEMBER_BITS) - 1 << _SLOT_BITS
-_GENERATION: Final = 1 << _SLOT_BITS + _MEMBER_BITS
-_GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
-_CANCEL: Final = 1 << _SLOT_BITS + _MEMBER_BITS + _GENERATION_BITS
-
-MEMBERS_MAX: Final = 1 << _MEMBER_BITS
-
-_NO_RESULT: Final = 1 << 40  # results of the kernel have 32 bits
-_CANCELED: Final = -errno.ECANCELED
-_INTERRUPTED: Final = -errno.EINTR
-_TRY_AGAIN: Final = -errno.EAGAIN
-_NOT_SEEKABLE: Final = -errno.ESPIPE
+from ._waiters import Cancellation, Loop
 
 
 @attrs.define(eq=False)
-class _Operation:
-    """One await: n members, n results, one event. Holds every pin until the last completion (C2)."""
+class _Drained:
+    """What the end of the block waits for."""
 
-    requests: Sequence[Request]
-    event: Event
-    results: list[int]
-    unsettled: int  # members without a result
-    user_data: int  # of member 0
-    rows: list[Row]
-    pins: list[object]
-    staged: int = 0  # members that were given room
-    submitted: int = 0  # members that the driver has taken
-    is_cancelling: bool = False
-    is_dropped: bool = False
-    is_broken: bool = False
-
-
-@attrs.define(eq=False)
-class _Caller:
-    """A caller that waits for room."""
-
-    event: Event
-    has_room: bool = False
+    waiter: object = None
+    is_awake: bool = False
 
 
 class CompletionTask:
@@ -116,7 +86,6 @@ class CompletionTask:
 
     __slots__ = (
         "__weakref__",
-        "_callers",
         "_cancellations",
         "_cancels",
         "_cancels_in_flight",
@@ -130,18 +99,16 @@ class CompletionTask:
         "_free_slots",
         "_generation",
         "_in_flight_max",
-        "_is_announced",
         "_is_closing",
         "_is_running",
         "_loop",
+        "_queue",
         "_ready",
         "_resubmissions",
         "_room",
         "_slots",
-        "_staged",
         "_submissions",
         "_thread",
-        "_unstaged",
     )
 
     def __init__(self, driver: Driver, loop: Loop) -> None:
@@ -157,19 +124,15 @@ class CompletionTask:
         self._is_closing = False
         self._is_running = False
         self._crash: BaseException | None = None
-        self._drained: Event | None = None
+        self._drained: _Drained | None = None
         # [slot: its operation]
-        self._slots: list[_Operation | None] = []
+        self._slots: list[Operation | None] = []
         self._free_slots: list[int] = []
         self._generation = 0
-        # Callers that wait for room, first come first served: {caller: None} (C3).
-        self._callers: OrderedDict[_Caller, None] = OrderedDict()
-        # Operations some of whose members wait for room; they were here before the callers.
-        self._unstaged: deque[_Operation] = deque()
+        # Operations some of whose members wait for room, first come first served: {operation: None} (C3).
+        self._queue: OrderedDict[Operation, None] = OrderedDict()
         # (operation, first member, one past the last member): staged, and to submit in the next turn.
-        self._staged: list[tuple[_Operation, int, int]] = []
-        self._ready: list[tuple[_Operation, int, int]] = []
-        self._is_announced = False  # whether _make_ready() is on its way
+        self._ready: list[tuple[Operation, int, int]] = []
         # User data of members to cancel.
         self._cancels: deque[int] = deque()
         self._cancels_in_flight = 0
@@ -205,18 +168,27 @@ class CompletionTask:
         """
         self.check()
         if not requests:
-            await anyio.lowlevel.checkpoint()  # C1
+            await self._loop.checkpoint()  # C1
             return []
+        await self._loop.cancel_point()  # C1
+        return await self.perform_behind_checkpoint(requests)
+
+    async def perform_behind_checkpoint(self, requests: Sequence[Request]) -> list[int]:
+        """Do the same for a caller whose task has passed a cancellation point in this very step."""
+        self.check()
         if len(requests) > MEMBERS_MAX:
             raise ValueError(f"a batch takes at most {MEMBERS_MAX} requests, not {len(requests)}: split it")
-        if self._room and not self._unstaged and not self._callers:
-            self._room -= 1
-        else:
-            await self._wait_for_room()
         operation = self._admit(requests)
-        cancellation = await operation.event.wait(partial(self._abort, operation))
+        try:
+            cancellation = await self._loop.sleep(operation, self._abort)
+        except BaseException:
+            if not operation.is_dropped:
+                self._abort(operation)  # the coroutine was closed
+            raise
+        if cancellation is None and operation.error is None and min(operation.results) >= 0:
+            return operation.results
         results = self._decide(operation, cancellation)
-        if cancellation is None and min(results) < 0:
+        if cancellation is None:
             await self._ask_again(requests, results)
         return results
 
@@ -231,7 +203,7 @@ class CompletionTask:
             average_batch_size=self._submissions / enters if enters else 0.0,
             in_flight=self._submissions - self._completions,
             in_flight_max=self._in_flight_max,
-            waiting=len(self._callers),
+            waiting=sum(not operation.staged for operation in self._queue),
             cancellations=self._cancellations,
             resubmissions=self._resubmissions,
             overflows=self._driver.overflows,
@@ -249,18 +221,15 @@ class CompletionTask:
             self._is_closing = True
             raise self._broken()
         self._is_closing = True
-        while self._callers:
-            caller, _ = self._callers.popitem()
-            caller.event.set()
-        for operation in [operation for operation in self._slots if operation is not None]:
+        for operation in [*self._queue, *(operation for operation in self._slots if operation is not None)]:
             self._cancel(operation)
         self._doorbell.ring()
         if not self._is_running:
             # asyncio.run() cancels every task when it ends, also one that has not taken its first step.
             await self.run()
         else:
-            self._drained = self._loop.event()
-            cancellation = await self._drained.wait(lambda: False)
+            self._drained = _Drained()
+            cancellation = await self._loop.sleep(self._drained, lambda _: False)
             if cancellation is not None:
                 cancellation.keep()
         if self._crash is not None:
@@ -280,18 +249,12 @@ class CompletionTask:
                     await self._serve()
             finally:
                 if self._drained is not None:
-                    self._drained.set()
+                    self._loop.wake(self._drained)
 
     async def _serve(self) -> None:
-        try:
-            while not self._is_drained():
-                await self._doorbell.wait()
-                if not self._driver.is_forked():
-                    self._turn()
-        except BaseException as exc:
-            self._break(exc)
-            if not isinstance(exc, Exception):
-                raise
+        while self._crash is None and not self._is_drained():
+            await self._doorbell.wait()
+            self._turn()
 
     def _is_drained(self) -> bool:
         if not self._is_closing:
@@ -302,42 +265,58 @@ class CompletionTask:
 
     def _turn(self) -> None:
         """Submit what is staged and settle what has completed. Never blocks."""
-        targets = self._take_cancels()
-        rows: list[Row] = [self._driver.prepare_cancel(_CANCEL | target, target) for target in targets]
+        if self._crash is not None or self._driver.is_forked():
+            return
+        try:
+            self._submit_and_drain()
+        except BaseException as exc:
+            self._break(exc)
+            if not isinstance(exc, Exception):
+                raise
+
+    def _submit_and_drain(self) -> None:
+        driver = self._driver
+        targets = self._take_cancels() if self._cancels else []
         ready, self._ready = self._ready, []
+        segments: list[tuple[Rows, int, int]] = []
+        count = 0
         for operation, first, last in ready:
-            if operation.event.abandoned and not operation.submitted and not operation.is_dropped:
-                self._drop(operation)
+            if operation.waiter is not None and not operation.submitted and not operation.is_dropped:
+                if self._loop.has_left(operation):
+                    self._drop(operation)
             if not operation.is_dropped:  # C4
                 operation.submitted += last - first
-                rows += operation.rows if last - first == len(operation.rows) else operation.rows[first:last]
-        self._submissions += len(rows) - len(targets)
+                count += last - first
+                segments.append((operation.rows, first, last))
+        self._submissions += count
         self._cancels_in_flight += len(targets)
         self._cancellations += len(targets)
         self._in_flight_max = max(self._in_flight_max, self._submissions - self._completions)
         assert self._submissions - self._completions <= self._depth, "C3: more in flight than depth"
 
-        taken, completions = self._driver.turn(rows)
-        if taken < len(rows):
+        taken, completions = driver.turn(targets, segments)
+        if taken < len(targets) + count:
             self._put_back(targets, ready, taken)
-        for i in range(0, len(completions), 2):
-            user_data, res = completions[i], completions[i + 1]
-            if user_data & _CANCEL:
+        slots = self._slots
+        pairs = iter(completions)
+        for user_data, res in zip(pairs, pairs):
+            if user_data & CANCEL:
                 self._cancels_in_flight -= 1  # C5: its result decides nothing
                 continue
-            operation_or_none = self._slots[user_data & _SLOT_MASK]
+            operation_or_none = slots[user_data & SLOT_MASK]
             assert operation_or_none is not None, "C2: a completion of an operation that has settled"
             operation = operation_or_none
-            assert user_data & ~_MEMBER_MASK == operation.user_data, "C2: a completion of an older operation"
+            assert user_data & ~MEMBER_MASK == operation.user_data, "C2: a completion of an older operation"
             self._completions += 1
             self._room += 1
-            self._settle(operation, (user_data & _MEMBER_MASK) >> _SLOT_BITS, res)
-        self._give_room()
+            self._settle(operation, member_of(user_data), res)
+        if self._queue or self._is_closing:
+            self._give_room()
         can_cancel = self._cancels and self._cancels_in_flight < self._cancels_max
-        if taken < len(rows) or can_cancel or self._driver.is_hungry():
+        if self._ready or can_cancel or driver.is_hungry():
             self._doorbell.ring()
 
-    def _put_back(self, targets: list[int], ready: list[tuple[_Operation, int, int]], taken: int) -> None:
+    def _put_back(self, targets: list[int], ready: list[tuple[Operation, int, int]], taken: int) -> None:
         """Keep for the next turn what the driver had no space for: nothing is dropped (C5)."""
         cancels_left = targets[taken:]
         self._cancels.extendleft(reversed(cancels_left))
@@ -358,13 +337,12 @@ class CompletionTask:
         """Wake everyone with the bad news; what the kernel may still write to is never freed (C11)."""
         self._crash = crash
         self._leak_if_in_flight()
-        for operation in self._slots:
-            if operation is not None:
-                operation.is_broken = True
-                operation.event.set()
-        while self._callers:
-            caller, _ = self._callers.popitem()
-            caller.event.set()
+        for operation in [*self._queue, *self._slots]:
+            if operation is not None and not operation.is_awake:
+                operation.error = self._broken()
+                self._loop.wake(operation)
+        self._queue.clear()
+        self._doorbell.ring()
 
     def _broken(self) -> anyio.BrokenResourceError:
         error = anyio.BrokenResourceError(f"the ring-owning task has crashed: {self._crash!r}")
@@ -392,109 +370,80 @@ class CompletionTask:
 
     # --- room (C3) ------------------------------------------------------------------------------
 
-    async def _wait_for_room(self) -> None:
-        caller = _Caller(self._loop.event())
-        self._callers[caller] = None
-
-        def leave() -> bool:
-            return not caller.has_room and self._callers.pop(caller, caller) is None
-
-        try:
-            cancellation = await caller.event.wait(leave)
-        except BaseException:  # cancelled in time, or the coroutine was closed
-            self._callers.pop(caller, None)
-            if caller.has_room:
-                self._room += 1
-                self._give_room()
-            raise
-        if caller.has_room and (cancellation is not None or self._is_closing):
-            self._room += 1
-            self._give_room()
-        if cancellation is not None:
-            cancellation.deliver()
-        self.check()
-
     def _give_room(self) -> None:
-        """Hand out room: first to members of operations that have begun, then to callers, in order."""
-        while self._room and self._unstaged:
-            operation = self._unstaged[0]
-            self._ready.append(self._take_room(operation))
-            self._doorbell.ring()
+        """Hand out room to operations whose members wait for it, in order."""
+        while self._room and self._queue:
+            operation = next(iter(self._queue))
+            if operation.rows is None:
+                try:
+                    self._prepare(operation)
+                except Exception as exc:  # noqa: BLE001 - the caller raises it
+                    del self._queue[operation]
+                    operation.error = exc
+                    self._loop.wake(operation)
+                    continue
+            self._stage(operation)
             if operation.staged == len(operation.requests):
-                self._unstaged.popleft()
-        while self._room and self._callers:
-            caller, _ = self._callers.popitem(last=False)
-            caller.has_room = True
-            self._room -= 1
-            caller.event.set()
+                del self._queue[operation]
         if self._is_drained():
             self._doorbell.ring()
 
     # --- the life of an operation ---------------------------------------------------------------
 
-    def _admit(self, requests: Sequence[Request]) -> _Operation:
-        """Take a slot, pin the memory, stage. The caller has room for one member."""
-        slot = self._free_slots.pop() if self._free_slots else len(self._slots)
-        if slot == len(self._slots):
-            self._slots.append(None)
-        self._generation = self._generation + 1 & _GENERATION_MASK
-        first = user_data = self._generation * _GENERATION | slot
-        self._room += 1
-        rows, pins = [], []
-        try:
-            for request in requests:
-                row, pin = self._driver.prepare(user_data, request)
-                rows.append(row)
-                pins.append(pin)
-                user_data += _MEMBER
-        except BaseException:
-            self._free_slots.append(slot)
-            self._give_room()
-            raise
-        count = len(rows)
-        operation = _Operation(requests, self._loop.event(), [_NO_RESULT] * count, count, first, rows, pins)
-        self._slots[slot] = operation
-        self._staged.append(self._take_room(operation))
-        if not self._is_announced:
-            self._is_announced = True
-            self._loop.call_behind_cancellations(self._make_ready)
-        if operation.staged < len(requests):
-            self._unstaged.append(operation)
+    def _admit(self, requests: Sequence[Request]) -> Operation:
+        """Take a slot, pin the memory and stage, as far as there is room; the rest waits for it."""
+        count = len(requests)
+        operation = Operation(requests, [NO_RESULT] * count, count)
+        if self._room and not self._queue:
+            self._prepare(operation)
+            self._stage(operation)
+        if operation.staged < count:
+            self._queue[operation] = None
         return operation
 
-    def _take_room(self, operation: _Operation) -> tuple[_Operation, int, int]:
+    def _prepare(self, operation: Operation) -> None:
+        slot = self._free_slots.pop() if self._free_slots else len(self._slots)
+        self._generation = self._generation + 1 & GENERATION_MASK
+        user_data = self._generation * GENERATION | slot
+        if slot == len(self._slots):
+            self._slots.append(None)
+        try:
+            operation.rows, operation.pins = self._driver.prepare(user_data, operation.requests)
+        except BaseException:
+            self._free_slots.append(slot)
+            raise
+        operation.user_data = user_data
+        self._slots[slot] = operation
+
+    def _stage(self, operation: Operation) -> None:
         first = operation.staged
         operation.staged = last = min(first + self._room, len(operation.requests))
         self._room -= last - first
-        return operation, first, last
+        if not self._ready:
+            self._doorbell.ring()
+        self._ready.append((operation, first, last))
 
-    def _make_ready(self) -> None:
-        self._is_announced = False
-        self._ready += self._staged
-        self._staged = []
-        self._doorbell.ring()
-
-    def _settle(self, operation: _Operation, member: int, res: int) -> None:
+    def _settle(self, operation: Operation, member: int, res: int) -> None:
         """Give a member its result; with the last one, let go of the pins and wake the waiter."""
-        assert operation.results[member] == _NO_RESULT, "C2: a second completion"
+        assert operation.results[member] == NO_RESULT, "C2: a second completion"
         operation.results[member] = res
         operation.unsettled -= 1
         if not operation.unsettled:
             self._release(operation)
-            operation.event.set()
+            self._loop.wake(operation)
 
-    def _release(self, operation: _Operation) -> None:
-        slot = operation.user_data & _SLOT_MASK
-        self._slots[slot] = None
-        self._free_slots.append(slot)
-        operation.rows.clear()
-        operation.pins.clear()
+    def _release(self, operation: Operation) -> None:
+        if operation.rows is not None:
+            slot = operation.user_data & SLOT_MASK
+            self._slots[slot] = None
+            self._free_slots.append(slot)
+            operation.rows = operation.pins = None
 
-    def _abort(self, operation: _Operation) -> bool:
+    def _abort(self, operation: Operation) -> bool:
         """Answer a cancellation: True if the operation never happened, False if its result decides."""
         if operation.is_dropped:
             return True
-        if not operation.unsettled or operation.is_broken:
+        if operation.error is not None or not operation.unsettled:
             return False
         if not operation.submitted:
             self._drop(operation)
@@ -502,37 +451,34 @@ class CompletionTask:
         self._cancel(operation)
         return False
 
-    def _drop(self, operation: _Operation) -> None:
+    def _drop(self, operation: Operation) -> None:
         """Forget an operation of which the driver has seen nothing (C4)."""
         assert not operation.is_dropped and not operation.submitted, "C4: dropped twice, or too late"
         operation.is_dropped = True
         self._room += operation.staged
-        if operation.staged < len(operation.requests):
-            self._unstaged.remove(operation)
+        self._queue.pop(operation, None)
         self._release(operation)
         self._give_room()
 
-    def _cancel(self, operation: _Operation) -> None:
+    def _cancel(self, operation: Operation) -> None:
         """Ask for every member in the driver to be cancelled (C5); the others never happen (C4)."""
         if operation.is_cancelling:
             return
         operation.is_cancelling = True
-        if operation.staged < len(operation.requests):
-            self._unstaged.remove(operation)
+        self._queue.pop(operation, None)
         unsent = set(range(operation.staged, len(operation.requests)))
-        for owner, first, last in self._staged + self._ready:
+        for owner, first, last in self._ready:
             if owner is operation:
                 unsent.update(range(first, last))
                 self._room += last - first
         self._ready = [segment for segment in self._ready if segment[0] is not operation]
-        self._staged = [segment for segment in self._staged if segment[0] is not operation]
         self._cancels.extend(
-            operation.user_data + member * _MEMBER
+            operation.user_data + member * MEMBER
             for member, res in enumerate(operation.results)
-            if res == _NO_RESULT and member not in unsent
+            if res == NO_RESULT and member not in unsent
         )
         for member in sorted(unsent):
-            self._settle(operation, member, _CANCELED)
+            self._settle(operation, member, CANCELED)
         self._give_room()
         self._doorbell.ring()
 
@@ -541,57 +487,32 @@ class CompletionTask:
         targets: list[int] = []
         while self._cancels and self._cancels_in_flight + len(targets) < self._cancels_max:
             target = self._cancels.popleft()
-            operation = self._slots[target & _SLOT_MASK]
-            if operation is None or operation.user_data != target & ~_MEMBER_MASK:
+            operation = self._slots[target & SLOT_MASK]
+            if operation is None or operation.user_data != target & ~MEMBER_MASK:
                 continue  # the whole operation has settled
-            if operation.results[(target & _MEMBER_MASK) >> _SLOT_BITS] == _NO_RESULT:
+            if operation.results[member_of(target)] == NO_RESULT:
                 targets.append(target)
         return targets
 
-    def _decide(self, operation: _Operation, cancellation: Cancellation | None) -> list[int]:
+    def _decide(self, operation: Operation, cancellation: Cancellation | None) -> list[int]:
         """Say what became of an operation: results, the cancellation, or an error (C6)."""
-        if operation.is_broken:
+        if operation.error is not None:
             if cancellation is not None:
                 cancellation.keep()
-            raise self._broken()
+            raise operation.error
         results = operation.results
         if cancellation is not None:
-            if _CANCELED in results or any(map(_is_transient, operation.requests, results)):
+            if CANCELED in results or any(map(is_transient, operation.requests, results)):
                 cancellation.deliver()
             cancellation.keep()
-        elif self._is_closing and _CANCELED in results:
+        elif self._is_closing and CANCELED in results:
             raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
         return results
 
     async def _ask_again(self, requests: Sequence[Request], results: list[int]) -> None:
-        """Repeat what did not happen for no reason of the caller's; see :func:`_is_transient`."""
-        while again := [i for i, request in enumerate(requests) if _is_transient(request, results[i])]:
+        """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""
+        while again := [i for i, request in enumerate(requests) if is_transient(request, results[i])]:
             self._resubmissions += len(again)
-            repeats = [_repeat(requests[i], results[i]) for i in again]
+            repeats = [repeat(requests[i], results[i]) for i in again]
             for i, res in zip(again, await self.perform(repeats)):
                 results[i] = res
-
-
-def _is_transient(request: Request, res: int) -> bool:
-    """
-    Whether an operation did not happen and is to be asked again.
-
-    EINTR; EAGAIN of a file that can only block; and ESPIPE of a socket, which has no positions but,
-    unlike a pipe, minds being given one.
-    """
-    if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
-        return True
-    if res != _TRY_AGAIN:
-        return False
-    try:
-        mode = os.fstat(request.fd).st_mode
-    except OSError:
-        return False
-    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
-
-
-def _repeat(request: Request, res: int) -> Request:
-    if res == _NOT_SEEKABLE:
-        return attrs.evolve(request, offset=-1)
-    # From a worker of the kernel, which may block, where the inline attempt gave up.
-    return attrs.evolve(request, force_async=True)

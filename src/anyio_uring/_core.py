@@ -186,9 +186,15 @@ class AsyncIoManager:
         More than 0x7ffff000 bytes (2 GiB - 4 KiB, ``read(2)``) take several operations; a
         cancellation between them is raised.
         """
-        self._task.check()
         request = self._read_request(fd, length, offset)
-        return _arguments.to_bytes(request.memory, await self._transfer(request))
+        if length > TRANSFER_MAX:
+            return _arguments.to_bytes(request.memory, await self._transfer_parts(request))
+        (res,) = await self._task.perform((request,))
+        if res == length and type(request.memory) is bytes:
+            return request.memory
+        if res < 0:
+            raise _arguments.error(res, request.file)
+        return _arguments.to_bytes(request.memory, res)
 
     async def readinto(self, fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> int:
         """
@@ -422,6 +428,10 @@ class AsyncIoManager:
     # --- from requests to results ---------------------------------------------------------------
 
     def _read_request(self, fd: FileDescriptor, length: int, offset: int) -> Request:
+        if type(fd) is int and type(length) is int and type(offset) is int:
+            # What follows would say the same of them, 0.6 us later.
+            if 0 <= fd <= 0x7FFFFFFF and 1 < length <= TRANSFER_MAX and 0 <= offset <= 0x7FFFFFFF_FFFFFFFF:
+                return Request(Opcode.READ, fd, self._driver.allocate(length), offset)
         number, file = _arguments.descriptor(fd)
         offset = _arguments.offset(offset)
         return Request(Opcode.READ, number, self._driver.allocate(_arguments.length(length)), offset, 0, file)
@@ -430,7 +440,7 @@ class AsyncIoManager:
         """Perform one request and return its count; in parts if it is longer than the kernel takes (C8)."""
         if request.is_long:
             return await self._transfer_parts(request)
-        (res,) = await self._task.perform([request])
+        (res,) = await self._task.perform((request,))
         if res < 0:
             raise _arguments.error(res, request.file)
         return res
@@ -443,7 +453,7 @@ class AsyncIoManager:
         """
         for part in request.rest(done).parts() if done else request.parts():
             try:
-                (res,) = await self._task.perform([attrs.evolve(part, offset=request.advanced(done))])
+                (res,) = await self._task.perform((attrs.evolve(part, offset=request.advanced(done)),))
                 size = part.size
             finally:
                 part.release()

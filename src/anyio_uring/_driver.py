@@ -8,21 +8,40 @@ in :mod:`anyio_uring._completion_task`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ._options import DriverName
 from ._requests import Request
 from ._stats import UringFeatures
 
-# What a driver makes of a request; opaque to everyone else.
-Row = Any
+# User data: [cancel request: 1 bit][generation: 22][member: 24][slot: 16]; 63 bits, so never negative.
+_SLOT_BITS: Final = 16
+_MEMBER_BITS: Final = 24
+_GENERATION_BITS: Final = 22
+SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
+MEMBER: Final = 1 << _SLOT_BITS
+MEMBER_MASK: Final = (1 << _MEMBER_BITS) - 1 << _SLOT_BITS
+GENERATION: Final = 1 << _SLOT_BITS + _MEMBER_BITS
+GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
+CANCEL: Final = 1 << _SLOT_BITS + _MEMBER_BITS + _GENERATION_BITS
+
+MEMBERS_MAX: Final = 1 << _MEMBER_BITS
+
+
+def member_of(user_data: int) -> int:
+    """Return which member of its operation this is."""
+    return (user_data & MEMBER_MASK) >> _SLOT_BITS
+
+
+# What a driver makes of an operation's requests; opaque to everyone else.
+Rows = Any
 
 
 class Driver(Protocol):
     """
     One row in, exactly one completion out.
 
-    * A row and its pin stay alive, held by the caller, until the row's own completion.
+    * Rows and pins stay alive, held by the caller, until the last completion.
     * ``-ECANCELED`` means that the operation did not happen and will not.
     * A cancel row completes too, under its own user data; its result decides nothing.
     """
@@ -61,19 +80,22 @@ class Driver(Protocol):
         """Return new memory for a READ of ``length`` bytes, of the type that this driver fills best."""
         ...
 
-    def prepare(self, user_data: int, request: Request) -> tuple[Row, object]:
-        """Return the row of a request and its pin: what must stay alive until the completion."""
-        ...
-
-    def prepare_cancel(self, user_data: int, target: int) -> Row:
-        """Return the row of a request to cancel the row whose user data is ``target``."""
-        ...
-
-    def turn(self, rows: Sequence[Row]) -> tuple[int, Sequence[int]]:
+    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Rows, object]:
         """
-        Submit rows and drain completions, without blocking.
+        Return the rows of an operation's requests, and what must stay alive until the last completion.
 
-        :return: how many of the rows were taken (bring the others again), and the
+        :param user_data: of the first; each further one adds :data:`anyio_uring._driver.MEMBER`
+        """
+        ...
+
+    def turn(self, targets: Sequence[int], segments: Sequence[tuple[Rows, int, int]]) -> tuple[int, Sequence[int]]:
+        """
+        Submit and drain, without blocking.
+
+        :param targets: user data of rows to cancel; each such request completes under
+            :data:`anyio_uring._driver.CANCEL` ``| target``
+        :param segments: rows, the first and one past the last of them to submit
+        :return: how many were taken, targets first (bring the others again), and the
             completions, flat: ``user_data, res, user_data, res, ...``
         """
         ...

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from ._driver import CANCEL, MEMBER
 from ._requests import FSYNC_DATASYNC, Opcode, Request
 from ._stats import UringFeatures
 
@@ -44,8 +45,7 @@ _PTMX: Final = os.makedev(5, 2)
 @attrs.frozen(eq=False)
 class _Row:
     user_data: int
-    request: Request | None = None
-    target: int = 0  # of a cancel row: whom
+    request: Request
 
 
 class ThreadDriver:
@@ -121,25 +121,26 @@ class ThreadDriver:
     def allocate(self, length: int) -> bytes | bytearray:
         return bytearray(length)
 
-    def prepare(self, user_data: int, request: Request) -> tuple[_Row, object]:
-        return _Row(user_data, request), request
+    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[list[_Row], object]:
+        return [_Row(user_data + i * MEMBER, request) for i, request in enumerate(requests)], None
 
-    def prepare_cancel(self, user_data: int, target: int) -> _Row:
-        return _Row(user_data, target=target)
-
-    def turn(self, rows: Sequence[_Row]) -> tuple[int, Sequence[int]]:
+    def turn(
+        self, targets: Sequence[int], segments: Sequence[tuple[list[_Row], int, int]]
+    ) -> tuple[int, Sequence[int]]:
+        count = len(targets)
         with self._lock:
             if self._crash is not None:
                 raise self._crash
-            for row in rows:
-                if row.request is not None:
+            for target in targets:
+                self._cancel(target)
+            for rows, first, last in segments:
+                for row in rows[first:last]:
                     self._todo[row.user_data] = row
-                else:
-                    self._cancel(row)
+                count += last - first
             self._signal.clear()
             done, self._done = self._done, []
             self._wake_workers()
-        return len(rows), done
+        return count, done
 
     def close(self) -> None:
         if self._signal.is_closed:
@@ -157,20 +158,20 @@ class ThreadDriver:
 
     # --- with the lock held -----------------------------------------------------------------------
 
-    def _cancel(self, row: _Row) -> None:
+    def _cancel(self, target: int) -> None:
         """Cancel what has not begun or is parked; what runs is waited for, as in the kernel's io-wq."""
-        if self._todo.pop(row.target, None) is not None:
-            self._complete(row.target, -errno.ECANCELED)
+        if self._todo.pop(target, None) is not None:
+            self._complete(target, -errno.ECANCELED)
             res = 0
-        elif self._parked.pop(row.target, None) is not None:
+        elif self._parked.pop(target, None) is not None:
             self._poller_signal.set()
-            self._complete(row.target, -errno.ECANCELED)
+            self._complete(target, -errno.ECANCELED)
             res = 0
         else:
-            if row.target in self._running:
-                self._doomed.add(row.target)
+            if target in self._running:
+                self._doomed.add(target)
             res = -errno.EALREADY
-        self._complete(row.user_data, res)
+        self._complete(CANCEL | target, res)
 
     def _complete(self, user_data: int, res: int) -> None:
         self._done += user_data, res
@@ -207,7 +208,6 @@ class ThreadDriver:
                 self._running.add(row.user_data)
                 self.enters += 1
             try:
-                assert row.request is not None
                 res = _execute(row.request)
             except BaseException as exc:  # noqa: BLE001 - the owner raises it: C11
                 with self._lock:
@@ -246,7 +246,6 @@ class ThreadDriver:
         events: dict[int, int] = {}
         with self._lock:
             for row in self._parked.values():
-                assert row.request is not None
                 wanted = select.POLLIN if row.request.opcode in _READS else select.POLLOUT
                 events[row.request.fd] = events.get(row.request.fd, 0) | wanted
         for fd, mask in events.items():
@@ -257,7 +256,6 @@ class ThreadDriver:
         with self._lock:
             self._poller_signal.clear()
             for row in list(self._parked.values()):
-                assert row.request is not None
                 others = select.POLLOUT if row.request.opcode in _READS else select.POLLIN
                 if ready.get(row.request.fd, 0) & ~others:
                     self._todo[row.user_data] = self._parked.pop(row.user_data)

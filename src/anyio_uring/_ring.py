@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
 from ._requests import Opcode, Request
 from ._stats import UringFeatures
@@ -48,6 +49,8 @@ _LADDER: Final = (
 _FEATURES_NEEDED: Final = 1 << 1 | 1 << 2 | 1 << 3
 _ENTRIES_MIN: Final = 8
 _SQE_ASYNC: Final = 1 << 4  # IOSQE_ASYNC
+_READ: Final = int(Opcode.READ)
+_ASYNC_CANCEL: Final = int(Opcode.ASYNC_CANCEL)
 _WRITES: Final = frozenset({int(Opcode.WRITE), int(Opcode.WRITEV)})
 # io-wq's limit for files that may block for ever is RLIMIT_NPROC if nobody sets one; regular
 # files keep the kernel's own limit (min of SQ entries and 4 per CPU), which 0 leaves alone.
@@ -117,14 +120,14 @@ def _probe(driver: UringDriver) -> None:
     try:
         os.write(fd, expected)
         memory = bytearray(len(expected))
-        row, pin = driver.prepare(0, Request(Opcode.READ, fd, memory, 0))
-        _, completions = driver.turn([row])
+        rows, pin = driver.prepare(0, [Request(Opcode.READ, fd, memory, 0)])
+        _, completions = driver.turn([], [(rows, 0, 1)])
         if not completions:
             # A worker of the kernel has it. That its completion wakes a poll is part of the proof.
             poller = select.poll()
             poller.register(driver.fileno(), select.POLLIN)
             poller.poll(_PROBE_MS_MAX)
-            _, completions = driver.turn([])
+            _, completions = driver.turn([], [])
         if not completions:
             raise OSError(errno.ETIME, "no completion came back")
         del pin
@@ -183,20 +186,29 @@ def _is_character_device(fd: int) -> bool:
         return False  # the kernel says what is wrong with it
 
 
+def _find_bytes_data(ffi: Any) -> int:
+    """Return where a ``bytes`` object's data begins behind its ``id()``; 0 if the interpreter is not so simple."""
+    offset = bytes.__basicsize__ - 1
+    samples = [bytes(length) for length in (2, 600, 5000)]
+    found = [int(ffi.cast("uintptr_t", ffi.from_buffer(sample))) - id(sample) for sample in samples]
+    return offset if found == [offset] * len(samples) else 0
+
+
 class UringDriver:
     """The driver over one io_uring: fulfils :class:`anyio_uring._driver.Driver`."""
 
     __slots__ = (
+        "_bytes_data",
         "_capacity",
         "_features",
         "_ffi",
         "_last_counts",
         "_lib",
         "_out",
+        "_out_flat",
+        "_owned",
         "_packers",
         "_ring",
-        "_rows",
-        "_rows_address",
         "_state",
         "completions_max",
     )
@@ -212,8 +224,9 @@ class UringDriver:
         self.completions_max: int = self._state.cq_entries
         self._capacity: int = self._state.cq_entries
         self._out = ffi.new("au_completion[]", self._capacity)
-        self._rows = bytearray(self._capacity * _ROW_SIZE)
-        self._rows_address = ffi.from_buffer("au_row[]", self._rows)
+        self._out_flat = ffi.cast("int64_t *", self._out)
+        self._owned = memoryview(ffi.buffer(self._state, 4))
+        self._bytes_data = _find_bytes_data(ffi)
         # [struct of 1, 2, 4 ... rows]: packing 256 rows in one call takes half the time of 256 calls.
         self._packers = [struct.Struct("=" + _ROW * (1 << power)) for power in range(_PACK_POWER_MAX + 1)]
         lib.au_limit_workers(ring, 0, _UNBOUNDED_WORKERS_MAX)  # since 5.15; without it the default stands
@@ -246,7 +259,7 @@ class UringDriver:
         return bool(features & ~self._state.features)
 
     def is_forked(self) -> bool:
-        return not self._state.owned
+        return not self._owned[0]  # 0.04 us; through cffi's struct 0.15
 
     def is_hungry(self) -> bool:
         return bool(self._state.unsubmitted)
@@ -270,7 +283,23 @@ class UringDriver:
         # zero pages.  Objects of 0 and 1 byte can be shared by the interpreter.
         return bytes(length) if length > 1 else bytearray(length)
 
-    def prepare(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
+    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[bytes, object]:
+        if len(requests) == 1:
+            request = requests[0]
+            memory = request.memory
+            if request.opcode is Opcode.READ and type(memory) is bytes and not request.force_async and self._bytes_data:
+                # Our own, by allocate(): 0.1 us to find its address, where cffi takes 0.65 us.
+                row = (user_data, id(memory) + self._bytes_data, request.offset, len(memory), request.fd, 0, _READ)
+                return self._packers[0].pack(*row), memory
+        values, pins = [], []
+        for request in requests:
+            row, pin = self._prepare_one(user_data, request)
+            values.append(row)
+            pins.append(pin)
+            user_data += MEMBER
+        return self._pack(values), pins
+
+    def _prepare_one(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
         memory = request.memory
         head = int(request.opcode)
         if request.force_async or (head in _WRITES and _is_character_device(request.fd)):
@@ -289,27 +318,34 @@ class UringDriver:
             pin = (data, request)
         return (user_data, address, request.offset, length, request.fd, request.op_flags, head), pin
 
-    def prepare_cancel(self, user_data: int, target: int) -> tuple[int, ...]:
-        return (user_data, target, 0, 0, -1, 0, int(Opcode.ASYNC_CANCEL))
+    def _pack(self, rows: Sequence[tuple[int, ...]]) -> bytes:
+        packed = []
+        done = 0
+        while done < len(rows):
+            power = min((len(rows) - done).bit_length() - 1, _PACK_POWER_MAX)
+            block = rows[done : done + (1 << power)]
+            packed.append(self._packers[power].pack(*chain.from_iterable(block)))
+            done += len(block)
+        return b"".join(packed)
 
-    def turn(self, rows: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[int]]:
-        count = min(len(rows), self._capacity)
-        packed = 0
-        while packed < count:
-            power = min((count - packed).bit_length() - 1, _PACK_POWER_MAX)
-            block = rows[packed : packed + (1 << power)]
-            self._packers[power].pack_into(self._rows, packed * _ROW_SIZE, *chain.from_iterable(block))
-            packed += len(block)
-        drained: int = self._lib.au_turn(self._ring, self._rows_address, count, self._out, self._capacity)
+    def turn(self, targets: Sequence[int], segments: Sequence[tuple[bytes, int, int]]) -> tuple[int, Sequence[int]]:
+        parts = [self._pack([(CANCEL | target, target, 0, 0, -1, 0, _ASYNC_CANCEL) for target in targets])]
+        for rows, first, last in segments:
+            is_whole = len(rows) == (last - first) * _ROW_SIZE
+            parts.append(rows if is_whole else rows[first * _ROW_SIZE : last * _ROW_SIZE])
+        packed = b"".join(parts)
+        count = len(packed) // _ROW_SIZE
+        drained: int = self._lib.au_turn(self._ring, packed, count, self._out, self._capacity)
         if drained < 0:
             raise OSError(-drained, f"io_uring_enter failed: {os.strerror(-drained)}")
         taken = int(self._state.consumed) if count else 0
         if not drained:
             return taken, ()
-        return taken, self._ffi.unpack(self._ffi.cast("int64_t *", self._out), 2 * drained)
+        return taken, self._ffi.unpack(self._out_flat, 2 * drained)
 
     def close(self) -> None:
         if self._ring is not None:
             self._last_counts = self.enters, self.overflows
             self._lib.au_close(self._ring)
             self._ring = self._state = None
+            self._owned = memoryview(b"\1")

@@ -1,10 +1,10 @@
-"""The per-operation event and the owner's doorbell: the ONE module that knows asyncio from trio.
+"""How a task waits, and the owner's doorbell: the ONE module that knows asyncio from trio.
 
 Why not ``anyio.Event``: making one costs 2.5-3 us and waking it 18 us on asyncio and 49 us on
 trio, where a bare future or ``wait_task_rescheduled`` costs 1-2 us; and its wait cannot go on
 after a native asyncio cancellation, which contract C7 asks for.
 
-Both loops give the same two classes.  They know nothing of operations, results or drivers.
+Both loops give the same functions.  They know nothing of operations, results or drivers.
 
 asyncio, in prose.  ``task.cancel()`` cancels the future that the task awaits, so a wait that must
 survive takes a new future and goes on.  anyio's own cancellation is *level-triggered*: it calls
@@ -16,21 +16,22 @@ fallen meanwhile: a block such as ``asyncio.timeout`` that has been left
 meanwhile has withdrawn its request, and before Python 3.13 ``uncancel()`` does not take a pending
 one back.
 
-Submission behind cancellation.  A task whose scope is already cancelled learns of it on asyncio by
-a callback of the *next* pass, and that callback may stand behind the owner's wake-up.  So what is
-staged is handed to the owner by a callback (:meth:`Loop.call_behind_cancellations`), and submitted one
-pass later: by then every cancellation that was on its way has arrived, at no cost for the single
-operation (asking anyio in each operation costs 1.5-2.7 us).  trio delivers at once.
+Cancellations that arrive late.  A task whose scope is already cancelled learns of it on asyncio by
+a callback of the *next* pass, and that callback may stand behind other tasks.  So what has an effect
+passes :meth:`Loop.cancel_point` before it is staged: behind it, every cancellation that was on its
+way has arrived (asking anyio in each operation costs 1.5-2.7 us, a bare yield 1-2 us).  trio delivers
+at once, and need only be asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, suppress
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import anyio
 
@@ -50,27 +51,16 @@ class Cancellation(Protocol):
         ...
 
 
-class Event(Protocol):
-    """One wait of one task."""
+class Sleeper(Protocol):
+    """What one task waits with, once."""
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether the waiter has been cancelled and is about to find out."""
-        ...
+    waiter: Any
+    """The event loop's own; None while nobody sleeps."""
+    is_awake: bool
+    """Whether the wait is over."""
 
-    def set(self) -> None:
-        """End the wait; once."""
-        ...
 
-    async def wait(self, abort: Callable[[], bool]) -> Cancellation | None:
-        """
-        Wait until :meth:`set`.
-
-        :param abort: called once if a cancellation arrives. True: the thing waited for has been
-            undone, so the cancellation is raised. False: it cannot be, so the wait goes on.
-        :return: the cancellation that arrived during a wait that went on
-        """
-        ...
+SleeperT = TypeVar("SleeperT", bound=Sleeper)
 
 
 class Doorbell(Protocol):
@@ -92,16 +82,31 @@ class Doorbell(Protocol):
 class Loop(Protocol):
     """The primitives of one running event loop."""
 
-    def event(self) -> Event:
-        """Return a new event."""
+    checkpoint: Callable[[], Awaitable[None]]
+    """Raise the cancellation if there is one, wherever it is on its way; and let other tasks run."""
+    cancel_point: Callable[[], Awaitable[None]]
+    """Raise the cancellation if there is one, wherever it is on its way."""
+
+    async def sleep(self, sleeper: SleeperT, abort: Callable[[SleeperT], bool]) -> Cancellation | None:
+        """
+        Wait until :meth:`wake`.
+
+        :param abort: called once if a cancellation arrives. True: the thing waited for has been
+            undone, so the cancellation is raised. False: it cannot be, so the wait goes on.
+        :return: the cancellation that arrived during a wait that went on
+        """
+        ...
+
+    def wake(self, sleeper: Sleeper) -> None:
+        """End the wait; once."""
+        ...
+
+    def has_left(self, sleeper: Sleeper) -> bool:
+        """Whether the one who sleeps has been cancelled and is about to find out."""
         ...
 
     def doorbell(self) -> Doorbell:
         """Return a new doorbell."""
-        ...
-
-    def call_behind_cancellations(self, callback: Callable[[], None]) -> None:
-        """Call back such that who is woken there runs behind every cancellation that is on its way now."""
         ...
 
     def protect(self, *functions: FunctionType) -> None:
@@ -128,19 +133,38 @@ def current_loop() -> Loop:
 
 
 class _TrioLoop:
-    __slots__ = ("lowlevel",)
+    __slots__ = ("cancel_point", "checkpoint", "lowlevel")
 
     def __init__(self, lowlevel: Any) -> None:
         self.lowlevel = lowlevel
-
-    def event(self) -> Event:
-        return _TrioEvent(self.lowlevel)
+        self.checkpoint = lowlevel.checkpoint
+        self.cancel_point = lowlevel.checkpoint_if_cancelled
 
     def doorbell(self) -> Doorbell:
         return _TrioDoorbell(self.lowlevel)
 
-    def call_behind_cancellations(self, callback: Callable[[], None]) -> None:
-        callback()
+    async def sleep(self, sleeper: SleeperT, abort: Callable[[SleeperT], bool]) -> Cancellation | None:
+        lowlevel = self.lowlevel
+        cancellation: Cancellation | None = None
+
+        def on_cancel(raise_cancel: RaiseCancelT) -> Abort:
+            nonlocal cancellation
+            if abort(sleeper):
+                return lowlevel.Abort.SUCCEEDED  # type: ignore[no-any-return]
+            cancellation = _TrioCancellation(raise_cancel)
+            return lowlevel.Abort.FAILED  # type: ignore[no-any-return]
+
+        sleeper.waiter = lowlevel.current_task()
+        await lowlevel.wait_task_rescheduled(on_cancel)
+        return cancellation
+
+    def wake(self, sleeper: Sleeper) -> None:
+        sleeper.is_awake = True
+        if sleeper.waiter is not None:
+            self.lowlevel.reschedule(sleeper.waiter)
+
+    def has_left(self, sleeper: Sleeper) -> bool:  # noqa: ARG002 - trio calls abort() in the very pass
+        return False
 
     def protect(self, *functions: FunctionType) -> None:
         # It marks a function's code, for this event loop and every other; asking twice changes nothing.
@@ -160,35 +184,6 @@ class _TrioCancellation:
 
     def keep(self) -> None:
         """Do nothing: trio's cancellation is level-triggered."""
-
-
-class _TrioEvent:
-    __slots__ = ("_lowlevel", "_task")
-
-    abandoned = False  # trio calls abort() in the very pass, ahead of the next submission
-
-    def __init__(self, lowlevel: Any) -> None:
-        self._lowlevel = lowlevel
-        self._task: Task | None = None
-
-    def set(self) -> None:
-        assert self._task is not None, "an event is set only while its waiter waits"
-        self._lowlevel.reschedule(self._task)
-
-    async def wait(self, abort: Callable[[], bool]) -> Cancellation | None:
-        lowlevel = self._lowlevel
-        cancellation: Cancellation | None = None
-
-        def on_cancel(raise_cancel: RaiseCancelT) -> Abort:
-            nonlocal cancellation
-            if abort():
-                return lowlevel.Abort.SUCCEEDED  # type: ignore[no-any-return]
-            cancellation = _TrioCancellation(raise_cancel)
-            return lowlevel.Abort.FAILED  # type: ignore[no-any-return]
-
-        self._task = lowlevel.current_task()
-        await lowlevel.wait_task_rescheduled(on_cancel)
-        return cancellation
 
 
 class _TrioDoorbell:
@@ -243,23 +238,57 @@ def _is_native(cancelled: asyncio.CancelledError) -> bool:
     return not (isinstance(message, str) and message.startswith(_ANYIO_MESSAGES))
 
 
+@types.coroutine
+def _next_pass() -> Generator[None, None, None]:
+    """Let every other task run. A task that is cancelled meanwhile gets its CancelledError here."""
+    yield
+
+
 class _AsyncioLoop:
-    __slots__ = ("native",)
+    __slots__ = ("cancel_point", "checkpoint", "native")
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
-
-    def call_behind_cancellations(self, callback: Callable[[], None]) -> None:
-        self.native.call_soon(callback)
+        # One pass, 1.5 us less than anyio.lowlevel.checkpoint().
+        self.checkpoint = self.cancel_point = _next_pass
 
     def protect(self, *functions: FunctionType) -> None:
         """Do nothing: since Python 3.11 asyncio turns the signal into a cancellation of the main task."""
 
-    def event(self) -> Event:
-        return _AsyncioEvent(self.native)
-
     def doorbell(self) -> Doorbell:
         return _AsyncioDoorbell(self.native)
+
+    async def sleep(self, sleeper: SleeperT, abort: Callable[[SleeperT], bool]) -> Cancellation | None:
+        sleeper.waiter = future = self.native.create_future()
+        try:
+            await future
+        except asyncio.CancelledError as exc:
+            if abort(sleeper):
+                raise
+            cancellation = _AsyncioCancellation(self.native, exc)
+        else:
+            return None
+        return await self._outlast(sleeper, cancellation)
+
+    async def _outlast(self, sleeper: Sleeper, cancellation: _AsyncioCancellation) -> Cancellation:
+        if not sleeper.is_awake:
+            with anyio.CancelScope(shield=True):
+                while not sleeper.is_awake:
+                    sleeper.waiter = self.native.create_future()
+                    try:
+                        await sleeper.waiter
+                    except asyncio.CancelledError as exc:
+                        cancellation.also(exc)
+        return cancellation
+
+    def wake(self, sleeper: Sleeper) -> None:
+        sleeper.is_awake = True
+        waiter = sleeper.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def has_left(self, sleeper: Sleeper) -> bool:
+        return sleeper.waiter is not None and sleeper.waiter.cancelled()
 
 
 class _AsyncioCancellation:
@@ -302,46 +331,6 @@ def _cancel_again(task: asyncio.Task[Any], requests: int, message: tuple[Any, ..
     if sys.version_info >= (3, 11):
         task.uncancel()
     task.cancel(*message)
-
-
-class _AsyncioEvent:
-    __slots__ = ("_future", "_is_set", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._future: asyncio.Future[None] = loop.create_future()
-        self._is_set = False
-
-    @property
-    def abandoned(self) -> bool:
-        return self._future.cancelled()
-
-    def set(self) -> None:
-        self._is_set = True
-        if not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self, abort: Callable[[], bool]) -> Cancellation | None:
-        try:
-            await self._future
-        except asyncio.CancelledError as exc:
-            if abort():
-                raise
-            cancellation = _AsyncioCancellation(self._loop, exc)
-        else:
-            return None
-        if not self._is_set:
-            with anyio.CancelScope(shield=True):
-                await self._outlast(cancellation)
-        return cancellation
-
-    async def _outlast(self, cancellation: _AsyncioCancellation) -> None:
-        while not self._is_set:
-            self._future = self._loop.create_future()
-            try:
-                await self._future
-            except asyncio.CancelledError as exc:
-                cancellation.also(exc)
 
 
 class _AsyncioDoorbell:

@@ -135,11 +135,12 @@ static int passes(int ret)
     return ret >= 0 || ret == -EAGAIN || ret == -EBUSY;
 }
 
-int au_turn(au_ring *ring, const au_row *rows, uint32_t count,
+int au_turn(au_ring *ring, const char *packed, uint32_t count,
             au_completion *out, uint32_t capacity)
 {
     au_state *state = ring->state;
     struct io_uring *uring = &ring->uring;
+    const au_row *rows = (const au_row *)(const void *)packed;
     uint32_t drained = 0;
     int ret = 0;
 

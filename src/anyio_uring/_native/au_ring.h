@@ -52,6 +52,7 @@ au_state *au_get_state(au_ring *ring);
 int au_get_fd(au_ring *ring);
 int au_get_opcodes(au_ring *ring, uint8_t *supported, uint32_t count);
 int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded);
-int au_turn(au_ring *ring, const au_row *rows, uint32_t count,
+/* `packed` holds au_rows: cffi passes a bytes object to a char pointer as it is, without a copy. */
+int au_turn(au_ring *ring, const char *packed, uint32_t count,
             au_completion *out, uint32_t capacity);
 int au_close(au_ring *ring);

@@ -1,0 +1,71 @@
+"""The record of one operation, and what makes it be asked again.
+
+Knows no driver, no event loop and no life cycle: see :mod:`anyio_uring._completion_task`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+
+from ._driver import Rows
+from ._requests import Request
+
+NO_RESULT: Final = -(1 << 31)  # no errno is that large
+CANCELED: Final = -errno.ECANCELED
+_INTERRUPTED: Final = -errno.EINTR
+_TRY_AGAIN: Final = -errno.EAGAIN
+_NOT_SEEKABLE: Final = -errno.ESPIPE
+
+
+@attrs.define(eq=False)
+class Operation:
+    """One await: n members, n results, one wait. Holds every pin until the last completion (C2)."""
+
+    requests: Sequence[Request]
+    results: list[int]
+    unsettled: int  # members without a result
+    user_data: int = -1  # of member 0; -1 before it was given room
+    rows: Rows | None = None
+    pins: object = None
+    staged: int = 0  # members that were given room
+    submitted: int = 0  # members that the driver has taken
+    is_cancelling: bool = False
+    is_dropped: bool = False
+    error: BaseException | None = None  # in place of results
+    # What the waiters' module asks for.
+    waiter: Any = None
+    is_awake: bool = False
+
+
+def is_transient(request: Request, res: int) -> bool:
+    """
+    Whether an operation did not happen and is to be asked again.
+
+    EINTR; EAGAIN of a file that can only block; and ESPIPE of a socket, which has no positions but,
+    unlike a pipe, minds being given one.
+    """
+    if res >= 0:
+        return False
+    if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
+        return True
+    if res != _TRY_AGAIN:
+        return False
+    try:
+        mode = os.fstat(request.fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def repeat(request: Request, res: int) -> Request:
+    """Return the request that asks a transient one again."""
+    if res == _NOT_SEEKABLE:
+        return attrs.evolve(request, offset=-1)
+    # From a worker of the kernel, which may block, where the inline attempt gave up.
+    return attrs.evolve(request, force_async=True)
