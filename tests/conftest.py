@@ -60,8 +60,14 @@ def driver(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-async def io(driver: Any) -> AsyncIterator[AsyncIoManager]:
-    async with open_uring(driver=driver) as manager:
+def nowait() -> bool:
+    """Whether reads are tried inline first: then the driver sees only what the page cache lacks."""
+    return False
+
+
+@pytest.fixture
+async def io(driver: Any, nowait: bool) -> AsyncIterator[AsyncIoManager]:
+    async with open_uring(driver=driver, nowait=nowait) as manager:
         assert manager.driver == driver
         yield manager
         assert manager.statistics().in_flight == 0, "C10: the test left something in flight"

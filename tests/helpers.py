@@ -55,6 +55,8 @@ class ScriptedDriver:
     """A driver whose completions come when, and as, the test says. Fulfils ``anyio_uring._driver.Driver``."""
 
     name: Any = "uring"
+    memory_type = bytearray
+    read_now: Any = None
 
     def __init__(self, depth: int = 8) -> None:
         self.features = UringFeatures(
@@ -85,8 +87,8 @@ class ScriptedDriver:
     def fileno(self) -> int:
         return self._out
 
-    def allocate(self, length: int) -> bytes | bytearray:
-        return bytearray(length)
+    def expose(self, memory: Any) -> Any:
+        return memory
 
     def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Any, object]:
         return [(user_data + i * MEMBER, request, None) for i, request in enumerate(requests)], requests

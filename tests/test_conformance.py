@@ -23,6 +23,12 @@ from anyio_uring import AsyncIoManager, BatchError, open_uring
 from .helpers import WITHOUT_DEBUG, in_flight, until
 
 
+@pytest.fixture(params=[False, True], ids=["", "nowait"])
+def nowait(request: pytest.FixtureRequest) -> Any:
+    """The same results whether or not the page cache is asked first."""
+    return request.param
+
+
 @pytest.fixture
 def fd(path: Path) -> Iterator[int]:
     number = os.open(path, os.O_RDWR)
@@ -285,7 +291,7 @@ async def _read_concurrently(fd: int, driver: Any, count: int) -> None:
         if await io.read(fd, 4, i % 16384 * 4) != (i % 16384).to_bytes(4, "big"):
             wrong.append(i)
 
-    async with open_uring(driver=driver, depth=8) as io:
+    async with open_uring(driver=driver, depth=8, nowait=False) as io:
         async with anyio.create_task_group() as tasks:
             for i in range(count):
                 tasks.start_soon(read, i)

@@ -108,7 +108,8 @@ class CompletionTask:
         "_room",
         "_slots",
         "_submissions",
-        "_thread",
+        "is_usable",
+        "thread",
     )
 
     def __init__(self, driver: Driver, loop: Loop) -> None:
@@ -120,8 +121,9 @@ class CompletionTask:
         self._depth = self._room = driver.features.depth
         self._cancels_max = driver.completions_max - self._depth
         assert self._cancels_max > 0, "C3: no room for the completions of cancel requests"
-        self._thread = get_ident()
+        self.thread = get_ident()
         self._is_closing = False
+        self.is_usable = True  # neither closing nor crashed
         self._is_running = False
         self._crash: BaseException | None = None
         self._drained: _Drained | None = None
@@ -148,7 +150,7 @@ class CompletionTask:
         :raises ClosedResourceError: after, or during, the end of ``open_uring()``
         :raises BrokenResourceError: if the ring-owning task has crashed (C11)
         """
-        if get_ident() != self._thread:
+        if get_ident() != self.thread:
             raise RuntimeError(
                 "this manager belongs to another thread: open one in each thread, "
                 "or reach its event loop with anyio.from_thread.run()"
@@ -219,8 +221,10 @@ class CompletionTask:
         """
         if self._crash is not None:
             self._is_closing = True
+            self.is_usable = False
             raise self._broken()
         self._is_closing = True
+        self.is_usable = False
         for operation in [*self._queue, *(operation for operation in self._slots if operation is not None)]:
             self._cancel(operation)
         self._doorbell.ring()
@@ -336,6 +340,7 @@ class CompletionTask:
     def _break(self, crash: BaseException) -> None:
         """Wake everyone with the bad news; what the kernel may still write to is never freed (C11)."""
         self._crash = crash
+        self.is_usable = False
         self._leak_if_in_flight()
         for operation in [*self._queue, *self._slots]:
             if operation is not None and not operation.is_awake:

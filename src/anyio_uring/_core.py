@@ -11,23 +11,25 @@ import itertools
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any, Literal, overload
 
 import anyio
 import attrs
 
 from . import _arguments, _buffers
-from ._arguments import FileDescriptor
+from ._arguments import OFFSET_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
 from ._completion_task import CompletionTask
 from ._driver import Driver
 from ._errors import UringUnavailableError
 from ._fallback import ThreadDriver
-from ._options import DriverChoice, DriverName, UringOptions
-from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Opcode, Request
+from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
+from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
+from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, HasFileno, Opcode, Request
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
-from ._waiters import current_loop
+from ._waiters import Loop, current_loop
 
 _current: ContextVar[AsyncIoManager | None] = ContextVar("anyio_uring.current", default=None)
 
@@ -49,7 +51,13 @@ def current() -> AsyncIoManager:
     return manager
 
 
-def open_uring(*, depth: int = 256, driver: DriverChoice = "auto") -> AbstractAsyncContextManager[AsyncIoManager, None]:
+def open_uring(
+    *,
+    depth: int = 256,
+    driver: DriverChoice = "auto",
+    checkpoint: CheckpointPolicy = "always",
+    nowait: bool = True,
+) -> AbstractAsyncContextManager[AsyncIoManager, None]:
     """
     Open one io_uring for this event loop; on leaving, drain it and close it.
 
@@ -61,11 +69,18 @@ def open_uring(*, depth: int = 256, driver: DriverChoice = "auto") -> AbstractAs
     :param driver: ``"uring"``, ``"threads"``, or ``"auto"``: the ring if a first read through it
         works, otherwise threads, with the cause in :attr:`AsyncIoManager.fallback_reason`.
         The environment variable ``ANYIO_URING_DRIVER`` overrides ``"auto"``.
+    :param checkpoint: ``"always"``: every call lets other tasks run.  ``"budget"``: reads that the page
+        cache answers at once do so only after 64 of them or 500 us, whichever comes first, all tasks of
+        the manager together; cancellation is still checked on every call
+    :param nowait: try :meth:`~AsyncIoManager.read` and :meth:`~AsyncIoManager.readinto` of up to 64 KiB at
+        an explicit offset with ``RWF_NOWAIT`` first (``preadv2(2)``, Linux 4.14): what the page cache has
+        needs no operation.  Descriptors that keep missing, and ``O_DIRECT``, are left to the driver.
     :return: an async context manager, to be entered once
     :raises UringUnavailableError: on entering, if ``driver="uring"`` and there is no ring to be had
     :raises ValueError: if an option is out of range
     """
-    return _Opening(UringOptions(depth=depth, driver=driver).with_environment())
+    options = UringOptions(depth=depth, driver=driver, checkpoint=checkpoint, nowait=nowait)
+    return _Opening(options.with_environment())
 
 
 class _Opening:
@@ -85,7 +100,7 @@ class _Opening:
         loop.protect(_Opening.__aenter__, _Opening.__aexit__)  # type: ignore[arg-type]
         driver, reason = _choose_driver(self._options)
         task = CompletionTask(driver, loop)
-        self._manager = AsyncIoManager(task, driver, reason, _current.get())
+        self._manager = AsyncIoManager(task, driver, loop, self._options, reason, _current.get())
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         # The owner never raises, and an error of the body passes this task group by, so that it
@@ -140,11 +155,38 @@ class AsyncIoManager:
     :class:`RuntimeError` in another thread or a forked child.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_driver", "_fallback_reason", "_outer", "_task")
+    __slots__ = (
+        "__weakref__",
+        "_budget",
+        "_checkpoint",
+        "_closed",
+        "_driver",
+        "_fallback_reason",
+        "_inline",
+        "_is_forked",
+        "_loop",
+        "_memory_type",
+        "_outer",
+        "_read_now",
+        "_task",
+    )
 
     def __init__(
-        self, task: CompletionTask, driver: Driver, fallback_reason: str | None, outer: AsyncIoManager | None
+        self,
+        task: CompletionTask,
+        driver: Driver,
+        loop: Loop,
+        options: UringOptions,
+        fallback_reason: str | None,
+        outer: AsyncIoManager | None,
     ) -> None:
+        self._loop = loop
+        self._checkpoint = loop.checkpoint
+        self._memory_type = driver.memory_type
+        self._read_now = driver.read_now
+        self._is_forked = driver.is_forked
+        self._inline = InlineReads() if options.nowait else None
+        self._budget = Budget() if options.checkpoint == "budget" else None
         self._task = task
         self._driver = driver
         self._fallback_reason = fallback_reason
@@ -172,7 +214,11 @@ class AsyncIoManager:
 
     def statistics(self) -> IoStatistics:
         """Return a snapshot of the counters."""
-        return self._task.statistics()
+        inline = self._inline
+        statistics = self._task.statistics()
+        if inline is None:
+            return statistics
+        return attrs.evolve(statistics, inline_reads=inline.hits, inline_misses=inline.misses)
 
     # --- one buffer -----------------------------------------------------------------------------
 
@@ -186,15 +232,30 @@ class AsyncIoManager:
         More than 0x7ffff000 bytes (2 GiB - 4 KiB, ``read(2)``) take several operations; a
         cancellation between them is raised.
         """
-        request = self._read_request(fd, length, offset)
+        inline = self._inline
+        if inline is not None and type(fd) is int and type(length) is int and type(offset) is int:
+            if 1 < length <= INLINE_BYTES_MAX and 0 <= offset <= OFFSET_MAX and fd not in inline.pauses:
+                # The page cache may have it.  This is _read() and what it calls, flat: half of its time.
+                if self._budget is None or self._must_yield():
+                    await self._checkpoint()  # C1
+                task = self._task
+                if not task.is_usable or task.thread != get_ident() or self._is_forked():
+                    task.check()
+                memory = self._memory_type(length)
+                count = self._read_now(fd, memory, length, offset)
+                if count == length:
+                    inline.hits += 1
+                    return memory if type(memory) is bytes else bytes(memory)
+                if count < 0:
+                    count = await self._read_after_miss(fd, None, memory, offset)
+                return _arguments.to_bytes(memory, count)
+        number, file, length, offset = _arguments.read(fd, length, offset)
+        memory = self._allocate(length)
         if length > TRANSFER_MAX:
-            return _arguments.to_bytes(request.memory, await self._transfer_parts(request))
-        (res,) = await self._task.perform((request,))
-        if res == length and type(request.memory) is bytes:
-            return request.memory
-        if res < 0:
-            raise _arguments.error(res, request.file)
-        return _arguments.to_bytes(request.memory, res)
+            count = await self._transfer_parts(Request(Opcode.READ, number, memory, offset, 0, file))
+        else:
+            count = await self._read(number, file, memory, offset)
+        return memory if count == length and type(memory) is bytes else _arguments.to_bytes(memory, count)
 
     async def readinto(self, fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> int:
         """
@@ -204,8 +265,13 @@ class AsyncIoManager:
         :return: bytes read; 0 at the end of the file
         :raises OSError: as :func:`os.preadv` would
         """
-        self._task.check()
-        return await self._transfer_and_release(_readinto_request(fd, buffer, offset))
+        request = _readinto_request(fd, buffer, offset)
+        if request.is_long:
+            return await self._transfer_and_release(request)
+        try:
+            return await self._read(request.fd, request.file, request.memory, request.offset)
+        finally:
+            request.release()
 
     async def read_exactly(self, fd: FileDescriptor, length: int, offset: int) -> bytes:
         """
@@ -216,15 +282,20 @@ class AsyncIoManager:
 
         A cancellation between two operations is raised; at offset -1 the file position has moved then.
         """
-        self._task.check()
-        request = self._read_request(fd, length, offset)
-        done = await self._transfer(request)
+        first = await self.read(fd, length, offset)
+        done = len(first)
+        if done == length:
+            return first
+        number, file, length, offset = _arguments.read(fd, length, offset)
+        memory = bytearray(length)
+        memory[:done] = first
+        request = Request(Opcode.READ, number, memory, offset, 0, file)
         while done < length:
-            count = await self._transfer(request.rest(done))
+            count = await self._transfer(request.rest(done)) if done else 0
             if not count:
                 raise anyio.IncompleteRead
             done += count
-        return _arguments.to_bytes(request.memory, done)
+        return bytes(memory)
 
     async def write(self, fd: FileDescriptor, data: SupportsBuffer, offset: int) -> int:
         """
@@ -428,13 +499,43 @@ class AsyncIoManager:
     # --- from requests to results ---------------------------------------------------------------
 
     def _read_request(self, fd: FileDescriptor, length: int, offset: int) -> Request:
-        if type(fd) is int and type(length) is int and type(offset) is int:
-            # What follows would say the same of them, 0.6 us later.
-            if 0 <= fd <= 0x7FFFFFFF and 1 < length <= TRANSFER_MAX and 0 <= offset <= 0x7FFFFFFF_FFFFFFFF:
-                return Request(Opcode.READ, fd, self._driver.allocate(length), offset)
-        number, file = _arguments.descriptor(fd)
-        offset = _arguments.offset(offset)
-        return Request(Opcode.READ, number, self._driver.allocate(_arguments.length(length)), offset, 0, file)
+        number, file, length, offset = _arguments.read(fd, length, offset)
+        return Request(Opcode.READ, number, self._allocate(length), offset, 0, file)
+
+    def _allocate(self, length: int) -> bytes | bytearray:
+        # Objects of 0 and 1 byte can be shared by the interpreter.
+        return self._memory_type(length) if length > 1 else bytearray(length)
+
+    def _must_yield(self) -> bool:
+        """Whether the budget is used up, or a cancellation may be waiting (which is checked on every call)."""
+        return self._budget is None or not self._budget.spend() or self._loop.may_be_cancelled()
+
+    async def _read(self, fd: int, file: HasFileno | None, memory: Any, offset: int) -> int:
+        """Read once into memory: inline if the page cache can answer, otherwise through the driver."""
+        task, inline = self._task, self._inline
+        task.check()
+        length = len(memory)
+        if inline is not None and offset >= 0 and 1 < length <= INLINE_BYTES_MAX and inline.is_likely(fd):
+            if self._budget is None or self._must_yield():
+                await self._checkpoint()  # C1
+                task.check()
+            count = self._read_now(fd, self._driver.expose(memory), length, offset)
+            if count >= 0:
+                inline.note_hit(fd)
+                return count
+            return await self._read_after_miss(fd, file, memory, offset)
+        (res,) = await task.perform((Request(Opcode.READ, fd, memory, offset, 0, file),))
+        if res < 0:
+            raise _arguments.error(res, file)
+        return res
+
+    async def _read_after_miss(self, fd: int, file: HasFileno | None, memory: Any, offset: int) -> int:
+        assert self._inline is not None
+        self._inline.note_miss(fd)
+        (res,) = await self._task.perform_behind_checkpoint((Request(Opcode.READ, fd, memory, offset, 0, file),))
+        if res < 0:
+            raise _arguments.error(res, file)
+        return res
 
     async def _transfer(self, request: Request) -> int:
         """Perform one request and return its count; in parts if it is longer than the kernel takes (C8)."""

@@ -7,7 +7,7 @@ in :mod:`anyio_uring._completion_task`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from ._options import DriverName
@@ -76,8 +76,24 @@ class Driver(Protocol):
         """Return a descriptor that polls readable while there is something to drain."""
         ...
 
-    def allocate(self, length: int) -> bytes | bytearray:
-        """Return new memory for a READ of ``length`` bytes, of the type that this driver fills best."""
+    @property
+    def memory_type(self) -> type[bytes] | type[bytearray]:
+        """What to make new memory for a READ of, 2 bytes or more: the type that this driver fills best."""
+        ...
+
+    @property
+    def read_now(self) -> Callable[[int, Any, int, int], int]:
+        """
+        Fill memory if that needs no waiting (``RWF_NOWAIT``), up to the end of the file.
+
+        :param: descriptor; memory of :attr:`memory_type`, or what :meth:`expose` returned; length; offset
+        :return: bytes read, or ``-errno``: ``-EAGAIN`` if it would have to wait, and for ``O_DIRECT``,
+            which always waits; other errors where the descriptor knows no such reads
+        """
+        ...
+
+    def expose(self, memory: Any) -> Any:
+        """Return what :attr:`read_now` takes for any other memory."""
         ...
 
     def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Rows, object]:

@@ -13,6 +13,7 @@ ready it is parked, and one thread polls for all that is parked.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import platform
 import select
@@ -70,9 +71,11 @@ class ThreadDriver:
         "completions_max",
         "enters",
         "overflows",
+        "read_now",
     )
 
     name: DriverName = "threads"
+    memory_type = bytearray
 
     def __init__(self, depth: int) -> None:
         if not hasattr(os, "preadv"):
@@ -86,6 +89,7 @@ class ThreadDriver:
         self.enters = 0
         self.overflows = 0
         self._pid = os.getpid()
+        self.read_now = _read_now
         self._workers = min(depth, WORKERS_MAX)
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="anyio_uring")
         self._signal = _Signal()
@@ -118,8 +122,8 @@ class ThreadDriver:
     def fileno(self) -> int:
         return self._signal.fileno()
 
-    def allocate(self, length: int) -> bytes | bytearray:
-        return bytearray(length)
+    def expose(self, memory: Any) -> Any:
+        return memory
 
     def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[list[_Row], object]:
         return [_Row(user_data + i * MEMBER, request) for i, request in enumerate(requests)], None
@@ -292,6 +296,24 @@ class _Signal:
             self.is_closed = True
             os.close(self._out)
             os.close(self._in)
+
+
+def _read_now(fd: int, memory: Any, length: int, offset: int) -> int:
+    if _NOWAIT is None:
+        return -errno.EOPNOTSUPP
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            return -errno.EAGAIN  # it would wait for the device
+        done = os.preadv(fd, [memory], offset, _NOWAIT)
+        while done < length:
+            # Either the file ends here or the next page would have to be waited for.
+            count = os.preadv(fd, [memoryview(memory)[done:]], offset + done, _NOWAIT)
+            if not count:
+                break
+            done += count
+    except OSError as exc:
+        return -(exc.errno or errno.EIO)
+    return done
 
 
 def _execute(request: Request) -> int | None:

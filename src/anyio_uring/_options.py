@@ -13,6 +13,7 @@ import attrs
 
 DriverName = Literal["uring", "threads"]
 DriverChoice = Literal["auto", "uring", "threads"]
+CheckpointPolicy = Literal["always", "budget"]
 
 DRIVER_VARIABLE = "ANYIO_URING_DRIVER"
 # io_uring_setup(2): IORING_MAX_ENTRIES.
@@ -31,12 +32,24 @@ def _check_driver(_options: object, _attribute: object, value: object) -> None:
         raise ValueError(f'driver must be "auto", "uring" or "threads", not {value!r}')
 
 
+def _check_checkpoint(_options: object, _attribute: object, value: object) -> None:
+    if value not in {"always", "budget"}:
+        raise ValueError(f'checkpoint must be "always" or "budget", not {value!r}')
+
+
+def _check_bool(_options: object, attribute: attrs.Attribute[object], value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class UringOptions:
     """The options of one manager, checked: :class:`ValueError` or :class:`TypeError` names the bad one."""
 
     depth: int = attrs.field(default=256, validator=_check_depth)
     driver: DriverChoice = attrs.field(default="auto", validator=_check_driver)
+    checkpoint: CheckpointPolicy = attrs.field(default="always", validator=_check_checkpoint)
+    nowait: bool = attrs.field(default=True, validator=_check_bool)
 
     def with_environment(self, environ: Mapping[str, str] = os.environ) -> UringOptions:
         """Return these options with ``ANYIO_URING_DRIVER`` in place of ``driver="auto"``."""
@@ -47,4 +60,4 @@ class UringOptions:
             raise ValueError(
                 f'the environment variable {DRIVER_VARIABLE} must be "auto", "uring" or "threads", not {value!r}'
             )
-        return UringOptions(depth=self.depth, driver=cast("DriverChoice", value))
+        return attrs.evolve(self, driver=cast("DriverChoice", value))

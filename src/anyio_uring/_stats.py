@@ -34,6 +34,10 @@ class IoStatistics:
     """Cancel requests (``IORING_OP_ASYNC_CANCEL``) sent to the driver."""
     resubmissions: int
     """Operations asked again because the kernel answered ``EINTR`` or a regular file ``EAGAIN``."""
+    inline_reads: int = 0
+    """Reads that the page cache answered at once (``RWF_NOWAIT``): they are no submissions."""
+    inline_misses: int = 0
+    """Reads for which that was tried in vain; they became submissions."""
     overflows: int
     """Times the completion queue was found overflown (nothing is lost then; it should stay 0)."""
 

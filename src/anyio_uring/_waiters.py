@@ -87,6 +87,10 @@ class Loop(Protocol):
     cancel_point: Callable[[], Awaitable[None]]
     """Raise the cancellation if there is one, wherever it is on its way."""
 
+    def may_be_cancelled(self) -> bool:
+        """Whether the current task's next cancellation point may raise; False is certain."""
+        ...
+
     async def sleep(self, sleeper: SleeperT, abort: Callable[[SleeperT], bool]) -> Cancellation | None:
         """
         Wait until :meth:`wake`.
@@ -122,7 +126,7 @@ def current_loop() -> Loop:
     """
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
-        return _TrioLoop(trio.lowlevel)
+        return _TrioLoop(trio)
     try:
         return _AsyncioLoop(asyncio.get_running_loop())
     except RuntimeError:
@@ -133,10 +137,12 @@ def current_loop() -> Loop:
 
 
 class _TrioLoop:
-    __slots__ = ("cancel_point", "checkpoint", "lowlevel")
+    __slots__ = ("_effective_deadline", "_time", "cancel_point", "checkpoint", "lowlevel")
 
-    def __init__(self, lowlevel: Any) -> None:
-        self.lowlevel = lowlevel
+    def __init__(self, trio: Any) -> None:
+        self._effective_deadline = trio.current_effective_deadline
+        self._time = trio.current_time
+        self.lowlevel = lowlevel = trio.lowlevel
         self.checkpoint = lowlevel.checkpoint
         self.cancel_point = lowlevel.checkpoint_if_cancelled
 
@@ -157,6 +163,10 @@ class _TrioLoop:
         sleeper.waiter = lowlevel.current_task()
         await lowlevel.wait_task_rescheduled(on_cancel)
         return cancellation
+
+    def may_be_cancelled(self) -> bool:
+        # -inf in a cancelled scope; in one whose deadline has passed and is yet to be noticed, that.
+        return bool(self._effective_deadline() <= self._time())
 
     def wake(self, sleeper: Sleeper) -> None:
         sleeper.is_awake = True
@@ -269,6 +279,13 @@ class _AsyncioLoop:
         else:
             return None
         return await self._outlast(sleeper, cancellation)
+
+    def may_be_cancelled(self) -> bool:
+        task = asyncio.current_task()
+        if sys.version_info < (3, 11) or task is None or task.cancelling():
+            return True
+        # anyio.current_effective_deadline() would say it, and costs as much as the pass of the loop saved.
+        return bool(anyio.current_effective_deadline() <= self.native.time())
 
     async def _outlast(self, sleeper: Sleeper, cancellation: _AsyncioCancellation) -> Cancellation:
         if not sleeper.is_awake:

@@ -5,10 +5,12 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <liburing.h>
@@ -194,6 +196,29 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
     state->unsubmitted = io_uring_sq_ready(uring);
     /* Completions in hand come first: an error shows again at the next turn. */
     return drained > 0 || passes(ret) ? (int)drained : ret;
+}
+
+int64_t au_read_now(int fd, char *memory, uint32_t length, int64_t offset)
+{
+    /* With O_DIRECT the call would wait for the device. 0.15 us to ask each time: a
+     * descriptor's number can have come to mean another file since the last read. */
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    if (flags & O_DIRECT)
+        return -EAGAIN;
+
+    uint32_t done = 0;
+    while (done < length) {
+        struct iovec rest = {memory + done, length - done};
+        ssize_t ret = preadv2(fd, &rest, 1, (off_t)(offset + done), RWF_NOWAIT);
+        if (ret < 0)
+            return -errno;
+        if (ret == 0)
+            break;
+        done += (uint32_t)ret;
+    }
+    return done;
 }
 
 int au_close(au_ring *ring)

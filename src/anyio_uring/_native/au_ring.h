@@ -55,4 +55,6 @@ int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded);
 /* `packed` holds au_rows: cffi passes a bytes object to a char pointer as it is, without a copy. */
 int au_turn(au_ring *ring, const char *packed, uint32_t count,
             au_completion *out, uint32_t capacity);
+/* Fill `memory` as far as that needs no waiting. Needs no ring; -EAGAIN if only a part is there. */
+int64_t au_read_now(int fd, char *memory, uint32_t length, int64_t offset);
 int au_close(au_ring *ring);
