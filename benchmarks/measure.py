@@ -1,0 +1,185 @@
+"""
+A run: every participant once per case and round, interleaved, in an order that rotates.
+
+Gives a plain dictionary, as it is written to JSON.  Knows nothing of ratios, goals and plots.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from . import data
+from .cases import Case
+from .environments import AbsentEnvironmentError, Environments
+from .fio import FioProcess
+from .participants import Participant
+from .processes import Reply, WorkerProcess
+
+_PROBE = Case("probe", "", "reads")
+_PROBED = 64
+# Evidence that a participant must not show if it does not claim it.
+_EXCLUSIVE = frozenset({"io_uring", "sqpoll"})
+WRITTEN = 16 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long a run is, and where."""
+
+    rounds: int
+    seconds: float
+    """How long one measurement should take."""
+    file_size: int
+    directory: Path
+    quick: bool = False
+
+
+@dataclass
+class Run:
+    """What a run has found so far."""
+
+    settings: Settings
+    environments: Environments
+    log: IO[bytes]
+    say: Callable[[str], None]
+    seen: dict[str, Any] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    results: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    _processes: dict[str, WorkerProcess | FioProcess] = field(default_factory=dict)
+    _operations: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def measure(self, participants: Iterable[Participant], cases: Iterable[Case]) -> None:
+        """Measure all; what fails is noted, and the others go on."""
+        cases = list(cases)
+        self._make_files()
+        try:
+            present = [participant for participant in participants if self._start(participant)]
+            for number in range(self.settings.rounds):
+                for case in cases:
+                    self.say(f"round {number + 1} of {self.settings.rounds}: {case.name}")
+                    self._measure_round(number, case, present)
+        finally:
+            for process in self._processes.values():
+                process.end()
+
+    def _make_files(self) -> None:
+        directory = self.settings.directory
+        self.say(f"the files in {directory}")
+        directory.mkdir(parents=True, exist_ok=True)
+        data.make_file(str(directory / "big"), self.settings.file_size)
+        data.make_file(str(directory / "written"), WRITTEN)
+        data.make_small_files(str(directory / "small"))
+        data.warm(str(directory / "big"))
+
+    def _measure_round(self, number: int, case: Case, present: list[Participant]) -> None:
+        taking_part = [p for p in present if case.name not in p.without and case.tasks <= p.tasks_at_most]
+        if not taking_part:
+            return
+        turn = number % len(taking_part)
+        for participant in taking_part[turn:] + taking_part[:turn]:
+            values = self.results.setdefault(case.name, {}).setdefault(participant.name, [])
+            if len(values) == number:
+                values.append(self._measure_one(number, case, participant))
+        if case.cold:
+            data.warm(str(self.settings.directory / "big"))
+
+    # --- one participant ------------------------------------------------------------------------
+
+    def _start(self, participant: Participant) -> bool:
+        """Start a participant, have it read a little, and see whether it is what it is called."""
+        self.say(f"start {participant.name}")
+        try:
+            process = self._processes[participant.name] = self._process(participant)
+        except AbsentEnvironmentError as exc:
+            self.absent[participant.name] = str(exc)
+            return False
+        reply = process.started()
+        if "ready" in reply:
+            reply = process.run(_PROBE, _PROBED, seed=1, probe=True)
+        if "absent" in reply:
+            self.absent[participant.name] = reply["absent"]
+            return False
+        if self._has_failed(participant, "start", reply):
+            return False
+        self.seen[participant.name] = {"group": participant.group, **reply}
+        return True
+
+    def _process(self, participant: Participant) -> WorkerProcess | FioProcess:
+        if participant.module == "fio":
+            return FioProcess(participant, self.settings)
+        python = self.environments.python(participant.requirements, participant.python)
+        return WorkerProcess(participant, python, self.settings.directory, self.log)
+
+    def _has_failed(self, participant: Participant, where: str, reply: Reply) -> bool:
+        """Note a failure, and a driver that is not the one that this participant is there for."""
+        failure = reply.get("failure")
+        if failure is None:
+            shown = frozenset(reply["evidence"])
+            if reply["driver"] != participant.driver:
+                failure = f"the driver is {reply['driver']!r} and not {participant.driver!r}"
+            elif not participant.evidence <= shown or (shown & _EXCLUSIVE) - participant.evidence:
+                failure = f"its process shows {sorted(shown)} and not {sorted(participant.evidence)}"
+        if failure is not None:
+            self.failures.append(f"{participant.name}, {where}: {failure}")
+        return failure is not None
+
+    def _measure_one(self, number: int, case: Case, participant: Participant) -> float | None:
+        key = (participant.name, case.name)
+        if key not in self._operations:
+            operations = self._try_out(case, participant)
+            if operations is None:
+                return None
+            self._operations[key] = operations
+        reply = self._ask(case, participant, self._operations[key], seed=number + 2)
+        return None if reply is None else _value(case, reply)
+
+    def _try_out(self, case: Case, participant: Participant) -> int | None:
+        """Find how many operations take about the wanted time; this warms up, too."""
+        if case.fixed:
+            return max(1, case.fixed // 4) if self.settings.quick else case.fixed
+        operations = case.start
+        while True:
+            reply = self._ask(case, participant, operations, seed=1)
+            if reply is None:
+                return None
+            factor = self.settings.seconds / max(reply["seconds"], 1e-6)
+            # A wild guess is tried again.
+            if factor < 4 or operations >= 1 << 22:
+                return max(case.start, int(operations * factor)) // case.batch * case.batch
+            operations = int(operations * min(factor, 16)) // case.batch * case.batch
+
+    def _ask(self, case: Case, participant: Participant, operations: int, seed: int) -> Reply | None:
+        reply = self._processes[participant.name].run(case, operations, seed)
+        if "unsupported" in reply:
+            self.results[case.name].pop(participant.name, None)
+            return None
+        if not self._has_failed(participant, case.name, reply):
+            return reply
+        if "ended" in reply:
+            self._processes[participant.name] = self._process(participant)
+            self._processes[participant.name].started()
+        return None
+
+
+def _value(case: Case, reply: Reply) -> float:
+    seconds: float = reply["seconds"]
+    return seconds * 1000 if case.unit == "ms" else reply["operations"] / seconds
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader must know of the machine."""
+    system = os.uname()
+    with open("/proc/cpuinfo") as file:
+        models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return {
+        "processors": os.cpu_count(),
+        "processor": models[0] if models else system.machine,
+        "kernel": system.release,
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }

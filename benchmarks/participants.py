@@ -1,0 +1,76 @@
+"""
+The participants: who takes part, in which environment, and which driver each must really use, as data.
+
+Knows nothing of cases, nor of how a participant does its work (``workers/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .environments import LIBRARY
+
+OURS = (LIBRARY, "uvloop")
+RING, THREADS = frozenset({"io_uring"}), frozenset({"threads"})
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One participant, and what it must show to be the one that it is called after."""
+
+    name: str
+    module: str
+    loop: str = "asyncio"
+    """``sync``, ``asyncio``, ``uvloop`` or ``trio``."""
+    requirements: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    driver: str = "io_uring"
+    """What its library must say that it uses."""
+    evidence: frozenset[str] = RING
+    """What the kernel must say that its process has; of ``io_uring`` and ``sqpoll``, also what it must not have."""
+    group: str = "peer"
+    """``ours``, ``reference``, ``peer`` or ``ceiling``."""
+    python: tuple[int, int] = (3, 10)
+    tasks_at_most: int = 10_000
+    without: frozenset[str] = frozenset()
+    """Cases that it cannot take part in, for a reason that stands beside."""
+
+
+def _ours(name: str, loop: str, driver: str = "uring", **options: Any) -> Participant:
+    return Participant(
+        name,
+        "ours",
+        loop,
+        OURS,
+        {"anyio": True, "driver": driver, **options},
+        driver=driver,
+        evidence=RING if driver == "uring" else frozenset(),
+        group="ours",
+    )
+
+
+def _reference(name: str, module: str, loop: str, requirements: tuple[str, ...] = OURS, **options: Any) -> Participant:
+    driver = "threads" if module in {"to_thread", "seeking"} else "synchronous"
+    return Participant(
+        name, module, loop, requirements, options, driver=driver, evidence=frozenset(), group="reference",
+        tasks_at_most=256 if module == "seeking" else 10_000,
+    )  # fmt: skip
+
+
+LOOPS = ("asyncio", "uvloop", "trio")
+
+PARTICIPANTS = (
+    _reference("os.pread", "pread", "sync", ()),
+    *(_reference(f"checkpoint+pread ({loop})", "checkpoint", loop, anyio=True) for loop in LOOPS),
+    *(_ours(f"ring ({loop})", loop) for loop in LOOPS),
+    *(_ours(f"ring, budget ({loop})", loop, checkpoint="budget") for loop in LOOPS),
+    _ours("ring, nowait=False (asyncio)", "asyncio", nowait=False),
+    _ours("threads (asyncio)", "asyncio", "threads"),
+    _ours("threads (trio)", "trio", "threads"),
+    _reference("asyncio.to_thread", "to_thread", "asyncio", (), through="asyncio"),
+    _reference("anyio.to_thread", "to_thread", "asyncio", anyio=True, through="anyio"),
+    _reference("anyio.open_file", "seeking", "asyncio", anyio=True, imported="anyio", function="open_file"),
+    _reference("trio.open_file", "seeking", "trio", imported="trio", function="open_file"),
+)  # fmt: skip
