@@ -36,7 +36,12 @@ class Case:
 
     @property
     def more_is_better(self) -> bool:
-        return self.unit != "ms"
+        return self.unit == "operations/s"
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is counted, of this library alone, and not timed (``single.py``)."""
+        return self.kind in {"entries", "memory"}
 
 
 def _awaited(tasks: int) -> Case:
@@ -77,7 +82,9 @@ CASES = (
          order="sequential", size=64 * MIB, unit="ms", start=1, fixed=1),
     *(
         Case(f"cold-{n}", f"4 KiB random reads, not cached, {n} tasks", "reads",
-             tasks=n, order="distinct", cold=True, fixed=8192)
+             tasks=n, order="distinct", cold=True, fixed=4096)
         for n in (32, 256)
     ),
+    Case("entries", "kernel entries for 1,000,000 reads in batches of 32", "entries", batch=32, unit="entries"),
+    Case("memory", "memory of an awaited operation in flight, buffer and task apart", "memory", unit="bytes"),
 )  # fmt: skip

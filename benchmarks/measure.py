@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from . import data
+from . import data, single
 from .cases import Case
 from .environments import AbsentEnvironmentError, Environments
 from .fio import FioProcess
-from .participants import Participant
+from .participants import OURS, SINGLE, Participant
 from .processes import Reply, WorkerProcess
 
 _PROBE = Case("probe", "", "reads")
@@ -53,17 +53,23 @@ class Run:
     results: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     _processes: dict[str, WorkerProcess | FioProcess] = field(default_factory=dict)
     _operations: dict[tuple[str, str], int] = field(default_factory=dict)
+    _unsupported: set[tuple[str, str]] = field(default_factory=set)
 
     def measure(self, participants: Iterable[Participant], cases: Iterable[Case]) -> None:
         """Measure all; what fails is noted, and the others go on."""
         cases = list(cases)
+        timed = [case for case in cases if not case.is_single]
         self._make_files()
         try:
             present = [participant for participant in participants if self._start(participant)]
             for number in range(self.settings.rounds):
-                for case in cases:
+                for case in timed:
                     self.say(f"round {number + 1} of {self.settings.rounds}: {case.name}")
                     self._measure_round(number, case, present)
+            for case in cases:
+                if case.is_single and any(participant.name == SINGLE for participant in present):
+                    self.say(case.name)
+                    self._count(case)
         finally:
             for process in self._processes.values():
                 process.end()
@@ -78,16 +84,43 @@ class Run:
         data.warm(str(directory / "big"))
 
     def _measure_round(self, number: int, case: Case, present: list[Participant]) -> None:
-        taking_part = [p for p in present if case.name not in p.without and case.tasks <= p.tasks_at_most]
+        taking_part = [p for p in present if self._takes_part(p, case)]
         if not taking_part:
             return
         turn = number % len(taking_part)
         for participant in taking_part[turn:] + taking_part[:turn]:
-            values = self.results.setdefault(case.name, {}).setdefault(participant.name, [])
-            if len(values) == number:
-                values.append(self._measure_one(number, case, participant))
+            value = self._measure_one(number, case, participant)
+            if (participant.name, case.name) not in self._unsupported:
+                self.results.setdefault(case.name, {}).setdefault(participant.name, []).append(value)
         if case.cold:
             data.warm(str(self.settings.directory / "big"))
+
+    def _count(self, case: Case) -> None:
+        """Count what is counted of this library alone, each time in new processes."""
+        python, quick = self.environments.python(OURS), self.settings.quick
+        try:
+            if case.kind == "entries":
+                reads = 100_000 if quick else 1_000_000
+                details = single.kernel_entries(python, self.settings.directory / "big", reads)
+                values = [details["counted"]]
+            else:
+                details = {"rounds": [single.memory(python) for _ in range(1 if quick else 3)]}
+                # What tracing does not see, and what the allocator had in reserve: the larger number is the safe one.
+                values = [max(numbers.values()) for numbers in details["rounds"]]
+        except single.NotCountedError as exc:
+            self.absent[case.title] = str(exc)
+            return
+        self.results[case.name] = {SINGLE: list(values)}
+        self.seen[SINGLE][case.name] = details
+
+    def _takes_part(self, participant: Participant, case: Case) -> bool:
+        # What is slow is not asked for ten thousand operations at a time when there is little time.
+        most = 256 if participant.slow and self.settings.quick else participant.tasks_at_most
+        return (
+            (participant.name, case.name) not in self._unsupported
+            and case.name not in participant.without
+            and case.tasks <= most
+        )
 
     # --- one participant ------------------------------------------------------------------------
 
@@ -157,7 +190,7 @@ class Run:
     def _ask(self, case: Case, participant: Participant, operations: int, seed: int) -> Reply | None:
         reply = self._processes[participant.name].run(case, operations, seed)
         if "unsupported" in reply:
-            self.results[case.name].pop(participant.name, None)
+            self._unsupported.add((participant.name, case.name))
             return None
         if not self._has_failed(participant, case.name, reply):
             return reply

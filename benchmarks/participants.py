@@ -13,6 +13,8 @@ from typing import Any
 from .environments import LIBRARY
 
 OURS = (LIBRARY, "uvloop")
+SINGLE = "ring (asyncio)"
+"""Who is counted where only one is."""
 RING, THREADS = frozenset({"io_uring"}), frozenset({"threads"})
 
 
@@ -34,6 +36,8 @@ class Participant:
     """``ours``, ``reference``, ``peer`` or ``ceiling``."""
     python: tuple[int, int] = (3, 10)
     tasks_at_most: int = 10_000
+    slow: bool = False
+    """Takes a thread for each operation, or about as long."""
     without: frozenset[str] = frozenset()
     """Cases that it cannot take part in, for a reason that stands beside."""
 
@@ -48,6 +52,7 @@ def _ours(name: str, loop: str, driver: str = "uring", **options: Any) -> Partic
         driver=driver,
         evidence=RING if driver == "uring" else frozenset(),
         group="ours",
+        slow=driver == "threads",
     )
 
 
@@ -55,7 +60,17 @@ def _reference(name: str, module: str, loop: str, requirements: tuple[str, ...] 
     driver = "threads" if module in {"to_thread", "seeking"} else "synchronous"
     return Participant(
         name, module, loop, requirements, options, driver=driver, evidence=frozenset(), group="reference",
-        tasks_at_most=256 if module == "seeking" else 10_000,
+        tasks_at_most=256 if module == "seeking" else 10_000, slow=driver == "threads",
+    )  # fmt: skip
+
+
+def _peer(name: str, module: str, requirements: tuple[str, ...], says: str, *,
+          loop: str = "asyncio", python: tuple[int, int] = (3, 10), **options: Any) -> Participant:
+    # The kernel's own word for what the library says that it uses.
+    shown = {"threads": (), "linux_aio": ("linux_aio",)}.get(says, ("io_uring", *["sqpoll"] * ("SQPOLL" in says)))
+    return Participant(
+        name, module, loop, requirements, options, driver=says, evidence=frozenset(shown), python=python,
+        tasks_at_most=256 if module == "seeking" else 10_000, slow=says == "threads",
     )  # fmt: skip
 
 
@@ -73,4 +88,28 @@ PARTICIPANTS = (
     _reference("anyio.to_thread", "to_thread", "asyncio", anyio=True, through="anyio"),
     _reference("anyio.open_file", "seeking", "asyncio", anyio=True, imported="anyio", function="open_file"),
     _reference("trio.open_file", "seeking", "trio", imported="trio", function="open_file"),
+    _peer("aiofiles", "seeking", ("aiofiles",), "threads", imported="aiofiles"),
+    # By itself it takes what caio prefers.
+    _peer("aiofile", "aiofile", ("aiofile",), "linux_uring, SQPOLL"),
+    _peer("caio (io_uring)", "caio", ("caio",), "linux_uring", context="linux_uring", arguments={"sqpoll": False}),
+    _peer("caio (io_uring, deferred)", "caio", ("caio",), "linux_uring",
+          context="linux_uring", arguments={"sqpoll": False, "deferred": True}),
+    _peer("caio (io_uring, SQPOLL)", "caio", ("caio",), "linux_uring, SQPOLL",
+          context="linux_uring", arguments={"sqpoll": True}),
+    _peer("caio (linux_aio)", "caio", ("caio",), "linux_aio", context="linux_aio"),
+    _peer("turbofile", "turbofile", ("turbofile",), "compio-io-uring", python=(3, 12)),
+    _peer("pyaio", "pyaio", ("pyaio", "--pre"), "io_uring"),
+    _peer("urio", "urio", ("urio",), "UringBackend", python=(3, 12)),
+    _peer("uring-api", "uring_api", ("uring-api", "--pre"), "io_uring", loop="sync"),
+    _peer("pyuring", "pyuring", ("pyuring",), "io_uring", loop="sync"),
+    _peer("asyncfiles", "seeking", ("py-asyncfiles",), "io_uring",
+          imported="asyncfiles", plain_seek=True, driver="io_uring", arguments={"backend": "io_uring"}),
+    _peer("ayafileio", "ayafileio", ("ayafileio",), "io_uring"),
+    Participant("fio (psync)", "fio", "sync", options={"engine": "psync"}, driver="psync",
+                evidence=frozenset(), group="ceiling"),
+    Participant("fio (io_uring)", "fio", "sync", options={"engine": "io_uring"}, group="ceiling"),
+    Participant("fio (io_uring, batches of 32)", "fio", "sync", group="ceiling", options={
+        "engine": "io_uring",
+        "more": ("--iodepth_batch=32", "--iodepth_batch_complete_min=1", "--iodepth_batch_complete_max=256"),
+    }),
 )  # fmt: skip

@@ -29,7 +29,7 @@ class Worker(Base):
 
     async def _opened(self, path: str, mode: str) -> Any:
         opened = self._open(path, mode, **self.options.get("arguments", {}))
-        return await (opened.__aenter__() if hasattr(opened, "__aenter__") else opened)
+        return await (opened if hasattr(opened, "__await__") else opened.__aenter__())
 
     async def open(self, case: Case) -> None:
         mode = "r+b" if case.kind == "writes" else "rb"
@@ -39,8 +39,16 @@ class Worker(Base):
 
     async def close(self) -> None:
         for file in self._files:
-            await file.close()
+            await self._close(file)
         self._files = []
+
+    async def _close(self, file: Any) -> None:
+        if hasattr(file, "aclose"):
+            await file.aclose()
+        elif hasattr(file, "close"):
+            await file.close()
+        else:
+            await file.__aexit__(None, None, None)
 
     async def reads(self, offsets: list[int]) -> bytes:
         file, size, data = self._free.pop(), self.size, b""
@@ -62,5 +70,5 @@ class Worker(Base):
             try:
                 data = await file.read()
             finally:
-                await file.close()
+                await self._close(file)
         return data

@@ -1,0 +1,47 @@
+"""caio, with the context that the option names: io_uring with and without SQPOLL, linux_aio."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from typing import Any
+
+from benchmarks.cases import Case
+
+from . import Base
+
+caio: Any = importlib.import_module("caio")
+
+
+class Worker(Base):
+    context: Any = None
+
+    @property
+    def driver(self) -> str:
+        name = type(self.context).__module__.split(".")[-1].removesuffix("_asyncio")
+        return f"{name}, SQPOLL" if getattr(self.context.context, "sqpoll", False) else name
+
+    async def open(self, case: Case) -> None:  # noqa: ARG002
+        module = getattr(caio, f"{self.options['context']}_asyncio")
+        self.context = module.AsyncioContext(**self.options.get("arguments", {}))
+
+    async def close(self) -> None:
+        self.context.close()
+
+    async def reads(self, offsets: list[int]) -> bytes:
+        read, descriptor, size, data = self.context.read, self.descriptor, self.size, b""
+        for offset in offsets:
+            data = await read(size, descriptor, offset)
+        return data
+
+    async def batches(self, groups: list[list[int]]) -> list[bytes]:
+        read, descriptor, size, blocks = self.context.read, self.descriptor, self.size, []
+        for offsets in groups:
+            blocks = await asyncio.gather(*[read(size, descriptor, offset) for offset in offsets])
+        return blocks
+
+    async def writes(self, offsets: list[int], data: bytes) -> None:
+        context, descriptor = self.context, self.descriptor
+        for offset in offsets:
+            await context.write(data, descriptor, offset)
+            await context.fdsync(descriptor)
