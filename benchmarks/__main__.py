@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .cases import CASES, MIB
+from . import report
+from .cases import CASES, MIB, Case
 from .environments import ROOT, Environments
-from .measure import Run, Settings, machine
-from .participants import PARTICIPANTS
+from .measure import Run, Settings, as_results
+from .participants import PARTICIPANTS, Participant
 
 CACHE = ROOT / ".cache" / "benchmarks"
 
@@ -30,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     add("--directory", type=Path, default=CACHE / "data", help="where the files are made: on a disk, and not on tmpfs")
     add("--environments", type=Path, default=CACHE / "environments", help="where the environments are kept")
     add("--python", default=sys.executable, help="the interpreter of all participants (the one that runs this)")
-    add("--output", type=Path, default=CACHE / "results", help="where results.json, table.md and the plots go")
+    add("--report", metavar="RESULTS", type=Path, help="measure nothing: make tables and plots from a results.json")
+    add("--docs", action="store_true", help="put the figures, tables and plots into docs/, too")
+    add("--output", type=Path, default=CACHE / "results", help="where results.json, tables.md, the plots and the log go")
     return result
 
 
@@ -52,35 +56,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for participant in participants:
             print(f"{participant.name:32} {participant.group:10} {' '.join(participant.requirements)}")
         return 0
+    options.output.mkdir(parents=True, exist_ok=True)
+    environments = Environments(options.environments, options.python)
+    if options.report:
+        results = json.loads(options.report.read_text(encoding="utf-8"))
+    else:
+        results = _measured(options, environments, participants, cases)
+    (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    no_plots = report.write(results, options.output, environments)
+    if options.docs:
+        report.write_docs(results, options.output)
+    print(report.printed(results))
+    for name, reason in results["absent"].items():
+        print(f"absent: {name}: {reason}")
+    if no_plots:
+        print(f"no plots: {no_plots}")
+    print(f"results, tables and plots: {options.output}")
+    for failure in results["failures"]:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if results["failures"] else 0
+
+
+def _measured(
+    options: argparse.Namespace,
+    environments: Environments,
+    participants: Sequence[Participant],
+    cases: Sequence[Case],
+) -> dict[str, Any]:
     settings = Settings(
         rounds=options.rounds or (3 if options.quick else 5),
         seconds=0.02 if options.quick else 0.2,
         file_size=(options.file_size or (256 if options.quick else 1024)) * MIB,
-        directory=options.directory,
+        directory=options.directory.resolve(),
         quick=options.quick,
     )
-    options.output.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {text}", file=sys.stderr, flush=True)
 
     with open(options.output / "log.txt", "wb") as log:
-        run = Run(settings, Environments(options.environments, options.python), log, say)
+        run = Run(settings, environments, log, say)
         run.measure(participants, cases)
-    results = {
-        "machine": machine(),
-        "settings": {"rounds": settings.rounds, "seconds": settings.seconds, "file_size": settings.file_size},
-        "participants": run.seen,
-        "absent": run.absent,
-        "failures": run.failures,
-        "cases": run.results,
-    }
-    (options.output / "results.json").write_text(json.dumps(results, indent=1))
-    say(f"results: {options.output}")
-    for failure in run.failures:
-        print(f"FAILED: {failure}", file=sys.stderr)
-    return 1 if run.failures else 0
+    return as_results(run)
 
 
 if __name__ == "__main__":

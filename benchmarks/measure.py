@@ -188,6 +188,8 @@ class Run:
             operations = int(operations * min(factor, 16)) // case.batch * case.batch
 
     def _ask(self, case: Case, participant: Participant, operations: int, seed: int) -> Reply | None:
+        if participant.fresh:
+            self._restart(participant)
         reply = self._processes[participant.name].run(case, operations, seed)
         if "unsupported" in reply:
             self._unsupported.add((participant.name, case.name))
@@ -195,9 +197,13 @@ class Run:
         if not self._has_failed(participant, case.name, reply):
             return reply
         if "ended" in reply:
-            self._processes[participant.name] = self._process(participant)
-            self._processes[participant.name].started()
+            self._restart(participant)
         return None
+
+    def _restart(self, participant: Participant) -> None:
+        self._processes[participant.name].end()
+        self._processes[participant.name] = self._process(participant)
+        self._processes[participant.name].started()
 
 
 def _value(case: Case, reply: Reply) -> float:
@@ -205,14 +211,27 @@ def _value(case: Case, reply: Reply) -> float:
     return seconds * 1000 if case.unit == "ms" else reply["operations"] / seconds
 
 
-def machine() -> dict[str, Any]:
-    """Return what a reader must know of the machine."""
-    system = os.uname()
+def as_results(run: Run) -> dict[str, Any]:
+    """Return a run as it is written to JSON."""
+    system, settings = os.uname(), run.settings
     with open("/proc/cpuinfo") as file:
         models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     return {
-        "processors": os.cpu_count(),
-        "processor": models[0] if models else system.machine,
-        "kernel": system.release,
-        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "machine": {
+            "processors": os.cpu_count(),
+            "processor": models[0] if models else system.machine,
+            "kernel": system.release,
+            "python": run.environments.version,
+            "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        },
+        "settings": {
+            "rounds": settings.rounds,
+            "seconds": settings.seconds,
+            "file_size": settings.file_size,
+            "quick": settings.quick,
+        },
+        "participants": run.seen,
+        "absent": run.absent,
+        "failures": run.failures,
+        "cases": run.results,
     }

@@ -38,6 +38,8 @@ class Participant:
     tasks_at_most: int = 10_000
     slow: bool = False
     """Takes a thread for each operation, or about as long."""
+    fresh: bool = False
+    """Needs a new process for each measurement, because it keeps what it opened for loops that have ended."""
     without: frozenset[str] = frozenset()
     """Cases that it cannot take part in, for a reason that stands beside."""
 
@@ -65,11 +67,11 @@ def _reference(name: str, module: str, loop: str, requirements: tuple[str, ...] 
 
 
 def _peer(name: str, module: str, requirements: tuple[str, ...], says: str, *,
-          loop: str = "asyncio", python: tuple[int, int] = (3, 10), **options: Any) -> Participant:
+          loop: str = "asyncio", python: tuple[int, int] = (3, 10), fresh: bool = False, **options: Any) -> Participant:
     # The kernel's own word for what the library says that it uses.
     shown = {"threads": (), "linux_aio": ("linux_aio",)}.get(says, ("io_uring", *["sqpoll"] * ("SQPOLL" in says)))
     return Participant(
-        name, module, loop, requirements, options, driver=says, evidence=frozenset(shown), python=python,
+        name, module, loop, requirements, options, driver=says, evidence=frozenset(shown), python=python, fresh=fresh,
         tasks_at_most=256 if module == "seeking" else 10_000, slow=says == "threads",
     )  # fmt: skip
 
@@ -104,7 +106,8 @@ PARTICIPANTS = (
     _peer("pyuring", "pyuring", ("pyuring",), "io_uring", loop="sync"),
     _peer("asyncfiles", "seeking", ("py-asyncfiles",), "io_uring",
           imported="asyncfiles", plain_seek=True, driver="io_uring", arguments={"backend": "io_uring"}),
-    _peer("ayafileio", "ayafileio", ("ayafileio",), "io_uring"),
+    # A ring and a thread for each loop, which polls for ever.
+    _peer("ayafileio", "ayafileio", ("ayafileio",), "io_uring", fresh=True),
     Participant("fio (psync)", "fio", "sync", options={"engine": "psync"}, driver="psync",
                 evidence=frozenset(), group="ceiling"),
     Participant("fio (io_uring)", "fio", "sync", options={"engine": "io_uring"}, group="ceiling"),

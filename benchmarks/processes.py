@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import select
+import signal
 import subprocess
 from pathlib import Path
 from typing import IO, Any
@@ -52,12 +53,16 @@ class WorkerProcess:
             "probe": probe,
         }
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             return {"failure": f"the process had ended with status {self._process.wait()}", "ended": True}
-        return self._answer()
+        reply = self._answer()
+        # Some libraries have threads that poll, also while there is nothing to do: they would disturb the next one.
+        self._process.send_signal(signal.SIGSTOP)
+        return reply
 
     def _answer(self) -> Reply:
         assert self._process.stdout is not None

@@ -9,19 +9,22 @@ from typing import Any
 from benchmarks.cases import Case
 
 from . import Base
+from .caio import driver_of
 
 aiofile: Any = importlib.import_module("aiofile")
 
 
 class Worker(Base):
+    _driver = ""
+
     @property
     def driver(self) -> str:
-        name = type(self._context).__module__.split(".")[-1].removesuffix("_asyncio")
-        return f"{name}, SQPOLL" if getattr(self._context.context, "sqpoll", False) else name
+        return self._driver
 
     async def open(self, case: Case) -> None:
         # By itself it would keep a context for each loop, also of loops that have ended.
         self._context: Any = importlib.import_module("caio").AsyncioContext()
+        self._driver = driver_of(self._context)
         mode = "rb+" if case.kind == "writes" else "rb"
         self._file = aiofile.AIOFile(self.path, mode, context=self._context)
         await self._file.open()
@@ -29,6 +32,7 @@ class Worker(Base):
     async def close(self) -> None:
         await self._file.close()
         self._context.close()
+        self._context = self._file = None
 
     async def reads(self, offsets: list[int]) -> bytes:
         read, size, data = self._file.read_bytes, self.size, b""

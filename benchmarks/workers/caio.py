@@ -13,20 +13,29 @@ from . import Base
 caio: Any = importlib.import_module("caio")
 
 
+def driver_of(context: Any) -> str:
+    """Return the name of a context's module, and whether the kernel gave it a polling thread."""
+    name = type(context).__module__.split(".")[-1].removesuffix("_asyncio")
+    return f"{name}, SQPOLL" if getattr(context.context, "sqpoll", False) else name
+
+
 class Worker(Base):
     context: Any = None
+    _driver = ""
 
     @property
     def driver(self) -> str:
-        name = type(self.context).__module__.split(".")[-1].removesuffix("_asyncio")
-        return f"{name}, SQPOLL" if getattr(self.context.context, "sqpoll", False) else name
+        return self._driver
 
     async def open(self, case: Case) -> None:  # noqa: ARG002
         module = getattr(caio, f"{self.options['context']}_asyncio")
         self.context = module.AsyncioContext(**self.options.get("arguments", {}))
+        self._driver = driver_of(self.context)
 
     async def close(self) -> None:
         self.context.close()
+        # The ring goes with its last reference.
+        self.context = None
 
     async def reads(self, offsets: list[int]) -> bytes:
         read, descriptor, size, data = self.context.read, self.descriptor, self.size, b""
