@@ -1,4 +1,4 @@
-"""Sessions of nox: ``tests`` on each installed Python, and ``lint``.
+"""Sessions of nox: ``tests`` on each installed Python, ``lint``, and ``bench``.
 
 ``./dev test`` and ``./dev lint`` run them with everything set up.
 """
@@ -68,7 +68,7 @@ def tests(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """Check style, types, the complete typing of the public names, layers and slots."""
     _install(session, ".[cli]", *LINT_REQUIREMENTS, *TEST_REQUIREMENTS)
-    sources = [name for name in ("src", "tests") if Path(name).exists()]
+    sources = [name for name in ("src", "tests", "benchmarks") if Path(name).exists()]
     checks = (
         ("ruff", "check"),
         ("ruff", "format", "--check"),
@@ -87,3 +87,11 @@ def lint(session: nox.Session) -> None:
             failed.append(" ".join(check))
     if failed:
         session.error(f"failed: {', '.join(failed)}")
+
+
+# The newest, on which every peer can be installed; all participants run on the same one.
+@nox.session(python=INSTALLED[-1] if INSTALLED else False)
+def bench(session: nox.Session) -> None:
+    """Measure the working tree beside its peers: ``-- --quick``, ``-- --help``."""
+    # The suite needs nothing but the standard library: each participant has an environment of its own.
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -23,23 +23,40 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure this library beside its peers.")
     add = result.add_argument
-    add("--quick", action="store_true", help="short measurements of a small file: under 3 minutes, once the environments are there")
+    add(
+        "--quick",
+        action="store_true",
+        help="short measurements of a small file: under 3 minutes, once the environments are there",
+    )
     add("--list", action="store_true", help="list cases and participants, and end")
-    add("--only", metavar="CASE", action="append", help="measure this case alone (may be given again; a part of the name will do)")
-    add("--participants", metavar="NAME", action="append", help="these participants alone (may be given again; a part will do)")
+    add(
+        "--only",
+        metavar="CASE",
+        action="append",
+        help="measure this case alone (may be given again; a part of the name will do)",
+    )
+    add(
+        "--participants",
+        metavar="NAME",
+        action="append",
+        help="these participants alone (may be given again; a part will do)",
+    )
     add("--rounds", type=int, help="how often everything is measured (5; 3 with --quick)")
     add("--file-size", type=int, metavar="MIB", help="size of the file that is read (1024; 256 with --quick)")
     add("--directory", type=Path, default=CACHE / "data", help="where the files are made: on a disk, and not on tmpfs")
     add("--environments", type=Path, default=CACHE / "environments", help="where the environments are kept")
     add("--python", default=sys.executable, help="the interpreter of all participants (the one that runs this)")
     add("--report", metavar="RESULTS", type=Path, help="measure nothing: make tables and plots from a results.json")
+    add("--no-plots", action="store_true", help="draw nothing, and so install no matplotlib")
     add("--docs", action="store_true", help="put the figures, tables and plots into docs/, too")
-    add("--output", type=Path, default=CACHE / "results", help="where results.json, tables.md, the plots and the log go")
+    add(
+        "--output", type=Path, default=CACHE / "results", help="where results.json, tables.md, the plots and the log go"
+    )
     return result
 
 
 def _chosen(wanted: Sequence[str] | None, name: str) -> bool:
-    return wanted is None or name in wanted or not {*wanted} & _NAMES and any(part in name for part in wanted)
+    return wanted is None or name in wanted or (not {*wanted} & _NAMES and any(part in name for part in wanted))
 
 
 _NAMES = {case.name for case in CASES} | {participant.name for participant in PARTICIPANTS}
@@ -63,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         results = _measured(options, environments, participants, cases)
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    no_plots = report.write(results, options.output, environments)
+    report.write(results, options.output)
+    no_plots = "as asked" if options.no_plots else report.plot(options.output, environments)
     if options.docs:
         report.write_docs(results, options.output)
     print(report.printed(results))

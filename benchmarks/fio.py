@@ -97,4 +97,6 @@ class FioProcess:
         return result
 
     def _version(self) -> str:
-        return subprocess.run([str(self._program), "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            [str(self._program), "--version"], capture_output=True, text=True, check=True
+        ).stdout.strip()

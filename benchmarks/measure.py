@@ -174,9 +174,12 @@ class Run:
 
     def _try_out(self, case: Case, participant: Participant) -> int | None:
         """Find how many operations take about the wanted time; this warms up, too."""
-        if case.fixed:
-            return max(1, case.fixed // 4) if self.settings.quick else case.fixed
         operations = case.start
+        if participant.module == "fio":
+            return self._fixed(case, participant) or operations
+        if case.fixed:
+            warmed_up = case.cold or self._ask(case, participant, operations, seed=1) is not None
+            return self._fixed(case, participant) if warmed_up else None
         while True:
             reply = self._ask(case, participant, operations, seed=1)
             if reply is None:
@@ -186,6 +189,11 @@ class Run:
             if factor < 4 or operations >= 1 << 22:
                 return max(case.start, int(operations * factor)) // case.batch * case.batch
             operations = int(operations * min(factor, 16)) // case.batch * case.batch
+
+    def _fixed(self, case: Case, participant: Participant) -> int:
+        if participant.slow and case.tasks > 256:
+            return case.tasks
+        return max(min(1, case.fixed), case.fixed // (4 if self.settings.quick else 1))
 
     def _ask(self, case: Case, participant: Participant, operations: int, seed: int) -> Reply | None:
         if participant.fresh:

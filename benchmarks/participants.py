@@ -66,8 +66,17 @@ def _reference(name: str, module: str, loop: str, requirements: tuple[str, ...] 
     )  # fmt: skip
 
 
-def _peer(name: str, module: str, requirements: tuple[str, ...], says: str, *,
-          loop: str = "asyncio", python: tuple[int, int] = (3, 10), fresh: bool = False, **options: Any) -> Participant:
+def _peer(
+    name: str,
+    module: str,
+    requirements: tuple[str, ...],
+    says: str,
+    *,
+    loop: str = "asyncio",
+    python: tuple[int, int] = (3, 10),
+    fresh: bool = False,
+    **options: Any,
+) -> Participant:
     # The kernel's own word for what the library says that it uses.
     shown = {"threads": (), "linux_aio": ("linux_aio",)}.get(says, ("io_uring", *["sqpoll"] * ("SQPOLL" in says)))
     return Participant(

@@ -6,6 +6,7 @@ Knows nothing of rounds and ratios.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import select
@@ -82,8 +83,5 @@ class WorkerProcess:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
-

@@ -66,9 +66,12 @@ def case_table(case: Case, results: Results) -> str:
 def introduction(results: Results) -> str:
     """Return what a reader must know before the figures."""
     machine, settings = results["machine"], results["settings"]
-    lines = [
+    machine_line = (
         f"{machine['time']}, {machine['processors']} processors ({machine['processor']}), Linux {machine['kernel']}, "
-        f"Python {machine['python']}, {settings['rounds']} rounds, a file of {settings['file_size'] >> 20} MiB.",
+        f"Python {machine['python']}, {settings['rounds']} rounds, a file of {settings['file_size'] >> 20} MiB."
+    )
+    lines = [
+        machine_line,
         "A ratio is the median of the rounds, with the least and the most in brackets.",
     ]
     if settings["quick"]:
@@ -84,9 +87,13 @@ def tables(results: Results) -> str:
     return "\n\n".join([introduction(results), figures_table(results), *cases]) + "\n"
 
 
-def write(results: Results, directory: Path, environments: Environments) -> str | None:
-    """Write tables and plots beside ``results.json``; returns why there are no plots, if there are none."""
+def write(results: Results, directory: Path) -> None:
+    """Write the tables beside ``results.json``."""
     (directory / "tables.md").write_text("# Every case\n\n" + tables(results), encoding="utf-8")
+
+
+def plot(directory: Path, environments: Environments) -> str | None:
+    """Draw the plots beside ``results.json``; returns why there are none, if there are none."""
     try:
         # In an environment of their own: the suite itself needs nothing but the standard library.
         python = environments.python(("matplotlib",))

@@ -10,6 +10,8 @@ where the participant brings it.  Knows nothing of rounds, ratios and other part
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -17,6 +19,7 @@ import mmap
 import os
 import platform
 import random
+import signal
 import sys
 import threading
 import time
@@ -32,8 +35,7 @@ from .data import BLOCK
 from .workers import AbsentError, Base
 
 _HEARTBEAT = 0.001
-_PROBES = 64
-_WRITE_FILE = 16 << 20
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -67,7 +69,9 @@ class Job:
             groups = [self.offsets[i : i + case.batch] for i in range(0, len(self.offsets), case.batch)]
             return [([group for group in groups if len(group) == case.batch],)]
         if case.kind == "files":
-            return [(self.paths[i :: case.tasks] * max(1, self.operations // len(self.paths)),) for i in range(case.tasks)]
+            return [
+                (self.paths[i :: case.tasks] * max(1, self.operations // len(self.paths)),) for i in range(case.tasks)
+            ]
         if case.kind == "writes":
             return [(self.offsets, self.block)]
         return [(self.offsets[i :: case.tasks],) for i in range(min(case.tasks, len(self.offsets)))]
@@ -189,7 +193,9 @@ class Process:
             return {"unsupported": True}
         descriptor = job.open_file()
         try:
-            buffers = [memoryview(mmap.mmap(-1, job.case.size)) for _ in range(max(job.case.batch, job.case.tasks))]
+            # Whole pages, as O_DIRECT wants them.
+            count = max(job.case.batch, job.case.tasks) if kind.endswith("_into") else 0
+            buffers = [memoryview(mmap.mmap(-1, job.case.size)) for _ in range(count)]
             worker.prepare(job.case, job.path, descriptor, buffers)
             if job.case.cold:
                 data.evict(descriptor)
@@ -311,10 +317,8 @@ def _rings() -> int:
         mapped = {line.split()[2] + line.split()[4] for line in file if "anon_inode:[io_uring]" in line}
     found = 0
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             found += os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[io_uring]"
-        except FileNotFoundError:
-            pass
     return found or bool(mapped)
 
 
@@ -338,12 +342,9 @@ def _evidence(rings: int) -> set[str]:
 
 def _has_poller() -> bool:
     for thread in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{thread}/comm") as file:
-                if file.read().startswith("iou-sqp"):
-                    return True
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{thread}/comm") as file:
+            if file.read().startswith("iou-sqp"):
+                return True
     return False
 
 
@@ -355,6 +356,8 @@ def _answer(process: Process, command: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Serve commands until stdin ends."""
     module, loop, options = sys.argv[1:4]
+    # Stopped between two measurements, it would outlive a suite that was killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # What a library prints must not look like an answer.
     answers, sys.stdout = os.fdopen(os.dup(1), "w", buffering=1), sys.stderr
     os.dup2(2, 1)

@@ -15,7 +15,7 @@ from benchmarks.cases import Case
 
 
 class AbsentError(Exception):
-    """This participant cannot take part, and why."""
+    """A participant cannot take part, and why."""
 
 
 class Base:
@@ -65,13 +65,9 @@ class Base:
         """Close what ``open()`` opened."""
 
 
-
-
 def read_file(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.pread(descriptor, 65536, 0)
     finally:
         os.close(descriptor)
-
-

@@ -32,7 +32,7 @@ class Worker(Base):
     async def close(self) -> None:
         await self._file.close()
         self._context.close()
-        self._context = self._file = None
+        self._context = None
 
     async def reads(self, offsets: list[int]) -> bytes:
         read, size, data = self._file.read_bytes, self.size, b""

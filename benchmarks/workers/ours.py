@@ -1,4 +1,4 @@
-"""This library, with each of its drivers and options."""
+"""The library itself, with each of its drivers and options."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ turbofile: Any = importlib.import_module("turbofile")
 class Worker(Base):
     @property
     def driver(self) -> str:
-        name = importlib.import_module("turbofile._turbofile").backend_name  # type: ignore[attr-defined]
+        name = importlib.import_module("turbofile._turbofile").backend_name
         return str(name() if callable(name) else name)
 
     async def open(self, case: Case) -> None:  # noqa: ARG002
