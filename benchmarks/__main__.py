@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         help="these participants alone (may be given again; a part will do)",
     )
-    add("--rounds", type=int, help="how often everything is measured (5; 3 with --quick)")
+    add("--rounds", type=int, help="how often everything is measured (5; 2 with --quick)")
     add("--file-size", type=int, metavar="MIB", help="size of the file that is read (1024; 256 with --quick)")
     add("--directory", type=Path, default=CACHE / "data", help="where the files are made: on a disk, and not on tmpfs")
     add("--environments", type=Path, default=CACHE / "environments", help="where the environments are kept")
@@ -102,7 +102,7 @@ def _measured(
     cases: Sequence[Case],
 ) -> dict[str, Any]:
     settings = Settings(
-        rounds=options.rounds or (3 if options.quick else 5),
+        rounds=options.rounds or (2 if options.quick else 5),
         seconds=0.02 if options.quick else 0.2,
         file_size=(options.file_size or (256 if options.quick else 1024)) * MIB,
         directory=options.directory.resolve(),

@@ -35,7 +35,7 @@ class Case:
     """
     How many operations each measurement has, where time must not decide.
 
-    A quarter with ``--quick``, and one for each task for those who are slow with many tasks.
+    With ``--quick`` a quarter of the cold reads; one for each of many tasks, also for those who are always slow.
     """
 
     @property

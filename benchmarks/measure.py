@@ -193,7 +193,9 @@ class Run:
     def _fixed(self, case: Case, participant: Participant) -> int:
         if participant.slow and case.tasks > 256:
             return case.tasks
-        return max(min(1, case.fixed), case.fixed // (4 if self.settings.quick else 1))
+        if self.settings.quick and case.fixed > 1:
+            return max(case.tasks, case.fixed // 4) if case.cold else case.tasks
+        return case.fixed
 
     def _ask(self, case: Case, participant: Participant, operations: int, seed: int) -> Reply | None:
         if participant.fresh:
