@@ -85,6 +85,8 @@ CASES = (
     Case("write-sync", "4 KiB write and fdatasync, one after another", "writes", start=16),
     Case("stall", "longest lateness of a 1 ms heartbeat while 64 MiB cached are read", "reads",
          order="sequential", size=64 * MIB, unit="ms", start=1, fixed=1),
+    Case("stall-into", "the same while they are read into a buffer that is there", "reads_into",
+         order="sequential", size=64 * MIB, unit="ms", start=1, fixed=1),
     *(
         Case(f"cold-{n}", f"4 KiB random reads, not cached, {n} tasks", "reads",
              tasks=n, order="distinct", cold=True, fixed=4096)

@@ -157,8 +157,11 @@ def _goals() -> list[Goal]:
         *goals,
         Goal("O_DIRECT, `readinto_batch` of 256, of fio's io_uring", ring, "direct-batch-into-256", (FIO,), 0.95),
         Goal("4 KiB write and fdatasync, of the synchronous pair", ring, "write-sync", (P,), 0.7),
-        Goal("longest stall while 64 MiB cached are read, asyncio, ms", ring, "stall", at_most=3),
-        Goal("longest stall while 64 MiB cached are read, trio, ms", trio, "stall", at_most=3),
+        *(
+            Goal(f"longest stall while 64 MiB cached are read{into}, {loop}, ms", f"ring ({loop})", case, at_most=3)
+            for case, into in (("stall", ""), ("stall-into", " into a buffer"))
+            for loop in ("asyncio", "trio")
+        ),
         Goal("kernel entries for 1,000,000 reads in batches of 32", SUBJECT, "entries", at_most=31_500),
         Goal("threads, 32 tasks, against `anyio.to_thread`", THREADS, "random-32", ("anyio.to_thread",), 5),
         Goal("threads, batches of 256, against `anyio.to_thread`", THREADS, "batch-256", ("anyio.to_thread",), 15),

@@ -20,7 +20,7 @@ FAMILIES = {
     "batches": ("batch-32", "batch-256", "batch-into-32", "batch-into-256"),
     "direct": ("direct-1", "direct-64", "direct-256", "direct-batch-into-256"),
     "cold": ("cold-32", "cold-256"),
-    "others": ("sequential-4k", "sequential-1m", "files", "write-sync", "stall"),
+    "others": ("sequential-4k", "sequential-1m", "files", "write-sync", "stall", "stall-into"),
 }
 COLOURS = {"ours": "#c2410c", "reference": "#6b7280", "peer": "#2563eb", "ceiling": "#111827"}
 _ROW = 0.2

@@ -195,7 +195,7 @@ class Process:
         try:
             # Whole pages, as O_DIRECT wants them.
             count = max(job.case.batch, job.case.tasks) if kind.endswith("_into") else 0
-            buffers = [memoryview(mmap.mmap(-1, job.case.size)) for _ in range(count)]
+            buffers = [_buffer(job.case.size) for _ in range(count)]
             worker.prepare(job.case, job.path, descriptor, buffers)
             if job.case.cold:
                 data.evict(descriptor)
@@ -300,6 +300,13 @@ class Process:
         if self._loop == "trio":
             return anyio.run(function, backend="trio")
         return anyio.run(function, backend="asyncio", backend_options={"use_uvloop": self._loop == "uvloop"})
+
+
+def _buffer(size: int) -> memoryview:
+    # Its pages are there: only a buffer's first use would pay for them.
+    buffer = memoryview(mmap.mmap(-1, size))
+    buffer[:] = bytes(size)
+    return buffer
 
 
 def _sleep(with_anyio: bool) -> Any:  # noqa: FBT001

@@ -24,12 +24,12 @@ class Worker(Base):
     async def open(self, case: Case) -> None:
         """Do nothing: the ring stays open, for it belongs to no loop."""
 
-    def reads(self, offsets: list[int]) -> bytes:
+    def reads(self, offsets: list[int]) -> bytearray:
         data = bytearray(self.size)
         for offset in offsets:
             self._ring.prepare_read(self.descriptor, data, offset)
             self._wait(1)
-        return bytes(data)
+        return data
 
     def batches_into(self, groups: list[list[int]]) -> Any:
         prepare, descriptor, buffers = self._ring.prepare_read, self.descriptor, self.buffers
