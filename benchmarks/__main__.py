@@ -103,7 +103,7 @@ def _measured(
 ) -> dict[str, Any]:
     settings = Settings(
         rounds=options.rounds or (2 if options.quick else 5),
-        seconds=0.02 if options.quick else 0.2,
+        seconds=0.02 if options.quick else 0.15,
         file_size=(options.file_size or (256 if options.quick else 1024)) * MIB,
         directory=options.directory.resolve(),
         quick=options.quick,
