@@ -38,6 +38,9 @@ class Case:
     With ``--quick`` a quarter of the cold reads; one for each of many tasks, also for those who are always slow.
     """
 
+    thorough: bool = False
+    """Left out with ``--quick``, unless it is asked for by its name: no figure needs it."""
+
     @property
     def more_is_better(self) -> bool:
         return self.unit == "operations/s"
@@ -66,17 +69,18 @@ CASES = (
     _awaited(10_000),
     *(Case(f"batch-{n}", f"4 KiB random reads, cached, batches of {n}", "batches", batch=n) for n in (32, 256)),
     *(
-        Case(f"batch-into-{n}", f"the same into buffers, batches of {n}", "batches_into", batch=n)
+        Case(f"batch-into-{n}", f"4 KiB random reads into buffers, cached, batches of {n}", "batches_into",
+             batch=n, thorough=n == 32)
         for n in (32, 256)
     ),
     *(
         Case(f"direct-{n}", f"4 KiB random reads, O_DIRECT, {n} task{'s' if n > 1 else ''}", "reads_into",
-             tasks=n, direct=True)
+             tasks=n, direct=True, thorough=n <= 32)
         for n in (1, 32, 64, 256)
     ),
     *(
         Case(f"direct-batch-into-{n}", f"4 KiB random reads, O_DIRECT, batches of {n}", "batches_into",
-             batch=n, direct=True)
+             batch=n, direct=True, thorough=n == 32)
         for n in (32, 256)
     ),
     Case("sequential-4k", "sequential 4 KiB reads, cached, one task", "reads", order="sequential"),
