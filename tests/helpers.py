@@ -90,8 +90,11 @@ class ScriptedDriver:
     def expose(self, memory: Any) -> Any:
         return memory
 
-    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Any, object]:
-        return [(user_data + i * MEMBER, request, None) for i, request in enumerate(requests)], requests
+    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Any, object, None]:
+        return [(user_data + i * MEMBER, request, None) for i, request in enumerate(requests)], requests, None
+
+    def retire(self, user_data: int) -> None:
+        raise NotImplementedError
 
     def turn(self, targets: Sequence[int], segments: Sequence[tuple[Any, int, int]]) -> tuple[int, Sequence[int]]:
         self.enters += 1

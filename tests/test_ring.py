@@ -46,7 +46,7 @@ def _drain(ring: UringDriver, count: int) -> list[tuple[int, int]]:
 def test_a_blocked_reads_completion_wakes_a_poll(ring: UringDriver, pipe: tuple[int, int]) -> None:
     buffer = bytearray(4)
     for _ in range(100):
-        rows, pin = ring.prepare(7, [Request(Opcode.READ, pipe[0], buffer, -1)])
+        rows, pin, _ = ring.prepare(7, [Request(Opcode.READ, pipe[0], buffer, -1)])
         assert ring.turn([], [(rows, 0, 1)]) == (1, ())
         os.write(pipe[1], b"x")
         assert _drain(ring, 1) == [(7, 1)]
@@ -57,7 +57,7 @@ def test_a_write_that_a_kernel_worker_carries_out_wakes_a_poll(ring: UringDriver
     """Deferred completions must reach a poll that sleeps already (they do not with DEFER_TASKRUN)."""
     with (tmp_path / "file").open("wb") as file:
         for i in range(100):
-            rows, pin = ring.prepare(i, [Request(Opcode.WRITE, file.fileno(), b"x" * 4096, 0)])
+            rows, pin, _ = ring.prepare(i, [Request(Opcode.WRITE, file.fileno(), b"x" * 4096, 0)])
             _, flat = ring.turn([], [(rows, 0, 1)])
             assert (_pairs(flat) or _drain(ring, 1)) == [(i, 4096)]
             del pin
@@ -68,7 +68,7 @@ def test_more_rows_than_the_submission_queue_holds(ring: UringDriver, pipe: tupl
     assert ring.features.sq_entries == 8
     buffers = [bytearray(1) for _ in range(8)]
     prepared = [ring.prepare(i, [Request(Opcode.READ, pipe[0], buffer, -1)]) for i, buffer in enumerate(buffers)]
-    assert ring.turn([], [(rows, 0, 1) for rows, _ in prepared]) == (8, ())
+    assert ring.turn([], [(rows, 0, 1) for rows, *_ in prepared]) == (8, ())
     # Twice as many as the queue holds, and with the reads' own completions more than the CQ holds.
     targets = [i % 8 for i in range(16)]
     taken, flat = ring.turn(targets, [])
@@ -89,7 +89,7 @@ def test_an_overflown_completion_queue_loses_nothing(ring: UringDriver, pipe: tu
     buffers = [bytearray(1) for _ in range(40)]
     prepared = [ring.prepare(i, [Request(Opcode.READ, pipe[0], buffer, -1)]) for i, buffer in enumerate(buffers)]
     for start in range(0, 40, 8):
-        ring.turn([], [(rows, 0, 1) for rows, _ in prepared[start : start + 8]])
+        ring.turn([], [(rows, 0, 1) for rows, *_ in prepared[start : start + 8]])
     os.close(os.dup(pipe[1]))
     os.write(pipe[1], b"z" * 40)
     results = _drain(ring, 40)

@@ -62,13 +62,14 @@ from ._driver import (
     MEMBER,
     MEMBER_MASK,
     MEMBERS_MAX,
+    NO_RESULT,
     SLOT_MASK,
     Driver,
     Rows,
     member_of,
 )
-from ._operations import CANCELED, NO_RESULT, Operation, is_transient, repeat
-from ._requests import Request
+from ._operations import CANCELED, Operation, is_transient, repeat
+from ._requests import Requests
 from ._stats import IoStatistics
 from ._waiters import Cancellation, Loop
 
@@ -162,7 +163,7 @@ class CompletionTask:
         if self._crash is not None:
             raise self._broken()
 
-    async def perform(self, requests: Sequence[Request]) -> list[int]:
+    async def perform(self, requests: Requests) -> list[int]:
         """
         Carry out requests as one operation and return their results, in order.
 
@@ -175,7 +176,7 @@ class CompletionTask:
         await self._loop.cancel_point()  # C1
         return await self.perform_behind_checkpoint(requests)
 
-    async def perform_behind_checkpoint(self, requests: Sequence[Request]) -> list[int]:
+    async def perform_behind_checkpoint(self, requests: Requests) -> list[int]:
         """Do the same for a caller whose task has passed a cancellation point in this very step."""
         self.check()
         if len(requests) > MEMBERS_MAX:
@@ -310,6 +311,15 @@ class CompletionTask:
             operation_or_none = slots[user_data & SLOT_MASK]
             assert operation_or_none is not None, "C2: a completion of an operation that has settled"
             operation = operation_or_none
+            if operation.is_gathered:
+                assert user_data == operation.user_data, "C2: a completion of an older operation, or a second one"
+                self._completions += res
+                self._room += res
+                operation.unsettled -= res
+                if not operation.unsettled:
+                    self._release(operation)
+                    self._loop.wake(operation)
+                continue
             assert user_data & ~MEMBER_MASK == operation.user_data, "C2: a completion of an older operation"
             self._completions += 1
             self._room += 1
@@ -395,7 +405,7 @@ class CompletionTask:
 
     # --- the life of an operation ---------------------------------------------------------------
 
-    def _admit(self, requests: Sequence[Request]) -> Operation:
+    def _admit(self, requests: Requests) -> Operation:
         """Take a slot, pin the memory and stage, as far as there is room; the rest waits for it."""
         count = len(requests)
         operation = Operation(requests, [NO_RESULT] * count, count)
@@ -413,10 +423,13 @@ class CompletionTask:
         if slot == len(self._slots):
             self._slots.append(None)
         try:
-            operation.rows, operation.pins = self._driver.prepare(user_data, operation.requests)
+            operation.rows, operation.pins, gathered = self._driver.prepare(user_data, operation.requests)
         except BaseException:
             self._free_slots.append(slot)
             raise
+        if gathered is not None:
+            operation.is_gathered = True
+            operation.results = gathered
         operation.user_data = user_data
         self._slots[slot] = operation
 
@@ -443,6 +456,9 @@ class CompletionTask:
             self._slots[slot] = None
             self._free_slots.append(slot)
             operation.rows = operation.pins = None
+            if operation.is_gathered:
+                self._driver.retire(operation.user_data)
+                operation.results = list(operation.results)
 
     def _abort(self, operation: Operation) -> bool:
         """Answer a cancellation: True if the operation never happened, False if its result decides."""
@@ -514,7 +530,7 @@ class CompletionTask:
             raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
         return results
 
-    async def _ask_again(self, requests: Sequence[Request], results: list[int]) -> None:
+    async def _ask_again(self, requests: Requests, results: list[int]) -> None:
         """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""
         while again := [i for i, request in enumerate(requests) if is_transient(request, results[i])]:
             self._resubmissions += len(again)

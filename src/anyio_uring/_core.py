@@ -26,10 +26,13 @@ from ._errors import UringUnavailableError
 from ._fallback import ThreadDriver
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
-from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, HasFileno, Opcode, Request
+from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Batch, HasFileno, Opcode, Request
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
 from ._waiters import Loop, current_loop
+
+_INT = frozenset({int})
+_BYTEARRAY = frozenset({bytearray})
 
 _current: ContextVar[AsyncIoManager | None] = ContextVar("anyio_uring.current", default=None)
 
@@ -418,11 +421,23 @@ class AsyncIoManager:
         If it raises the cancellation, at least one request did not happen; the others are done with.
         """
         self._task.check()
-        asked = _arguments.batch("read_batch", "(fd, length, offset)", requests, self._read_request)
-        counts = await self._batch(asked)
+        items = list(requests)
+        if plain := _arguments.columns(items, _INT):
+            fds, lengths, offsets = plain
+            if min(lengths) > 1 and max(lengths) <= TRANSFER_MAX:
+                memories = [*map(self._memory_type, lengths)]
+                counts = await self._task.perform(Batch(Opcode.READ, fds, memories, offsets))
+                if counts == [*lengths]:
+                    return memories if self._memory_type is bytes else [*map(bytes, memories)]
+                results = [
+                    _arguments.to_bytes(memory, count) if count >= 0 else _arguments.error(count, None)
+                    for memory, count in zip(memories, counts)
+                ]
+                return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
+        asked = _arguments.batch("read_batch", "(fd, length, offset)", items, self._read_request)
         results = [
             _arguments.to_bytes(request.memory, count) if isinstance(count, int) else count
-            for request, count in zip(asked, counts)
+            for request, count in zip(asked, await self._batch(asked))
         ]
         return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
 
@@ -451,7 +466,20 @@ class AsyncIoManager:
         If it raises the cancellation, at least one request did not happen; the others are done with.
         """
         self._task.check()
-        asked = _arguments.batch("readinto_batch", "(fd, buffer, offset)", requests, _readinto_request)
+        items = list(requests)
+        if plain := _arguments.columns(items, _BYTEARRAY):
+            fds, buffers, offsets = plain
+            views = [*map(memoryview, buffers)]
+            try:
+                if max(map(len, views)) <= TRANSFER_MAX:
+                    results = await self._task.perform(Batch(Opcode.READ, fds, views, offsets))
+                    if min(results) >= 0:
+                        return results
+                    outcomes = [res if res >= 0 else _arguments.error(res, None) for res in results]
+                    return _arguments.settled("readinto_batch", outcomes, return_exceptions=return_exceptions)
+            finally:
+                _release(views)
+        asked = _arguments.batch("readinto_batch", "(fd, buffer, offset)", items, _readinto_request)
         counts = await self._batch(asked)
         return _arguments.settled("readinto_batch", counts, return_exceptions=return_exceptions)
 
@@ -602,6 +630,15 @@ class AsyncIoManager:
             return done
         finally:
             request.release()
+
+
+def _release(views: list[memoryview]) -> None:
+    """Give up the exports of a batch; see :meth:`Request.release`."""
+    try:
+        for view in views:
+            view.release()
+    except BufferError:  # a driver still holds them: the owner has crashed (C11)
+        return
 
 
 def _readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> Request:

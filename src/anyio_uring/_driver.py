@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from ._options import DriverName
-from ._requests import Request
+from ._requests import Requests
 from ._stats import UringFeatures
 
 # User data: [cancel request: 1 bit][generation: 22][member: 24][slot: 16]; 63 bits, so never negative.
@@ -33,6 +33,9 @@ def member_of(user_data: int) -> int:
     return (user_data & MEMBER_MASK) >> _SLOT_BITS
 
 
+NO_RESULT: Final = -(1 << 31)  # no errno is that large
+
+Results = Any  # a list of ints, or the driver's own array of them
 # What a driver makes of an operation's requests; opaque to everyone else.
 Rows = Any
 
@@ -96,12 +99,19 @@ class Driver(Protocol):
         """Return what :attr:`read_now` takes for any other memory."""
         ...
 
-    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Rows, object]:
+    def prepare(self, user_data: int, requests: Requests) -> tuple[Rows, object, Results | None]:
         """
-        Return the rows of an operation's requests, and what must stay alive until the last completion.
+        Make rows of an operation's requests.
 
-        :param user_data: of the first; each further one adds :data:`anyio_uring._driver.MEMBER`
+        :param user_data: of the first; each further one adds :data:`MEMBER`
+        :return: the rows; what must stay alive until the last completion; and, if the driver gathers
+            the results itself, where (then :meth:`retire` is called behind the last one): each is
+            :data:`NO_RESULT` at first, and completions say no more than that so many have come
         """
+        ...
+
+    def retire(self, user_data: int) -> None:
+        """Forget where results are gathered."""
         ...
 
     def turn(self, targets: Sequence[int], segments: Sequence[tuple[Rows, int, int]]) -> tuple[int, Sequence[int]]:
@@ -112,7 +122,8 @@ class Driver(Protocol):
             :data:`anyio_uring._driver.CANCEL` ``| target``
         :param segments: rows, the first and one past the last of them to submit
         :return: how many were taken, targets first (bring the others again), and the
-            completions, flat: ``user_data, res, user_data, res, ...``
+            completions, flat: ``user_data, res, user_data, res, ...``; for gathered results
+            the operation's own user data and the number of members that have got theirs
         """
         ...
 

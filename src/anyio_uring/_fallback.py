@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from ._driver import CANCEL, MEMBER
-from ._requests import FSYNC_DATASYNC, Opcode, Request
+from ._requests import FSYNC_DATASYNC, Opcode, Request, Requests
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
@@ -125,8 +125,11 @@ class ThreadDriver:
     def expose(self, memory: Any) -> Any:
         return memory
 
-    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[list[_Row], object]:
-        return [_Row(user_data + i * MEMBER, request) for i, request in enumerate(requests)], None
+    def prepare(self, user_data: int, requests: Requests) -> tuple[list[_Row], object, None]:
+        return [_Row(user_data + i * MEMBER, request) for i, request in enumerate(requests)], None, None
+
+    def retire(self, user_data: int) -> None:
+        raise AssertionError(f"nothing is gathered on threads, and not for {user_data:#x}")
 
     def turn(
         self, targets: Sequence[int], segments: Sequence[tuple[list[_Row], int, int]]

@@ -8,15 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
 from typing import Any, Final
 
 import attrs
 
-from ._driver import Rows
-from ._requests import Request
+from ._driver import Results, Rows
+from ._requests import Request, Requests
 
-NO_RESULT: Final = -(1 << 31)  # no errno is that large
 CANCELED: Final = -errno.ECANCELED
 _INTERRUPTED: Final = -errno.EINTR
 _TRY_AGAIN: Final = -errno.EAGAIN
@@ -27,12 +25,13 @@ _NOT_SEEKABLE: Final = -errno.ESPIPE
 class Operation:
     """One await: n members, n results, one wait. Holds every pin until the last completion (C2)."""
 
-    requests: Sequence[Request]
-    results: list[int]
+    requests: Requests
+    results: Results
     unsettled: int  # members without a result
     user_data: int = -1  # of member 0; -1 before it was given room
     rows: Rows | None = None
     pins: object = None
+    is_gathered: bool = False  # the driver writes the results
     staged: int = 0  # members that were given room
     submitted: int = 0  # members that the driver has taken
     is_cancelling: bool = False

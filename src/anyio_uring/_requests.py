@@ -7,9 +7,9 @@ waits, or how a driver carries it out.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Union
 
 import attrs
 
@@ -107,6 +107,32 @@ class Request:
     def advanced(self, done: int) -> int:
         """Return the offset behind ``done`` bytes; the file position (-1) moves by itself."""
         return self.offset if self.offset < 0 else self.offset + done
+
+
+@attrs.define(eq=False)
+class Batch:
+    """
+    Many reads of one buffer each, as columns: making a :class:`Request` of each takes 0.8 us.
+
+    A sequence of requests for everyone who does not know better.
+    """
+
+    opcode: Opcode
+    fds: Sequence[int]
+    memories: Sequence[Any]
+    offsets: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.fds)
+
+    def __getitem__(self, index: int) -> Request:
+        return Request(self.opcode, self.fds[index], self.memories[index], self.offsets[index])
+
+    def __iter__(self) -> Iterator[Request]:
+        return map(self.__getitem__, range(len(self.fds)))
+
+
+Requests = Union[Sequence[Request], Batch]
 
 
 def _vectors(views: list[memoryview]) -> Iterator[list[memoryview]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
-from ._requests import Opcode, Request
+from ._requests import Batch, Opcode, Request, Requests
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _probe(driver: UringDriver) -> None:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         memory = bytearray(len(expected))
-        rows, pin = driver.prepare(0, [Request(Opcode.READ, read_end, memory, -1)])
+        rows, pin, _ = driver.prepare(0, [Request(Opcode.READ, read_end, memory, -1)])
         _, completions = driver.turn([], [(rows, 0, 1)])
         os.write(write_end, expected)
         if not completions:
@@ -286,21 +286,59 @@ class UringDriver:
     def expose(self, memory: Any) -> Any:
         return memory if type(memory) is bytes else self._ffi.from_buffer(memory)
 
-    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[bytes, object]:
+    def prepare(self, user_data: int, requests: Requests) -> tuple[bytes, object, Any]:
+        if isinstance(requests, Batch):
+            rows, pins = self._prepare_columns(user_data, requests)
+            return rows, pins, self._gather(user_data, len(requests))
         if len(requests) == 1:
             request = requests[0]
             memory = request.memory
             if request.opcode is Opcode.READ and type(memory) is bytes and not request.force_async and self._bytes_data:
-                # Our own, by memory_type: 0.1 us to find its address, where cffi takes 0.65 us.
+                # Our own, of memory_type: 0.1 us to find its address, where cffi takes 0.65 us.
                 row = (user_data, id(memory) + self._bytes_data, request.offset, len(memory), request.fd, 0, _READ)
-                return self._packers[0].pack(*row), memory
-        values, pins = [], []
-        for request in requests:
-            row, pin = self._prepare_one(user_data, request)
+                return self._packers[0].pack(*row), memory, None
+        values, all_pins = [], []
+        for member, request in enumerate(requests):
+            row, pin = self._prepare_one(user_data + member * MEMBER, request)
             values.append(row)
-            pins.append(pin)
-            user_data += MEMBER
-        return self._pack(values), pins
+            all_pins.append(pin)
+        return self._pack(values), all_pins, self._gather(user_data, len(values)) if len(values) > 1 else None
+
+    def _prepare_columns(self, user_data: int, batch: Batch) -> tuple[bytes, object]:
+        """Pack a batch's rows in C, from columns: 0.3 us a row, where one by one takes 1.7."""
+        ffi = self._ffi
+        memories = batch.memories
+        count = len(memories)
+        if self._bytes_data and type(memories[0]) is bytes:
+            data = self._bytes_data
+            addresses = struct.pack(f"{count}Q", *[identity + data for identity in map(id, memories)])
+            pins: object = memories
+        else:
+            pins = exposed = [*map(ffi.from_buffer, memories)]
+            pointers = ffi.new("void *[]", exposed)
+            addresses = bytes(ffi.buffer(pointers))
+        rows = bytes(count * _ROW_SIZE)  # nobody else has seen it: C may fill it
+        self._lib.au_pack(
+            rows,
+            count,
+            user_data,
+            MEMBER,
+            batch.opcode,
+            struct.pack(f"{count}i", *batch.fds),
+            struct.pack(f"{count}I", *map(len, memories)),
+            struct.pack(f"{count}q", *batch.offsets),
+            addresses,
+        )
+        return rows, pins
+
+    def _gather(self, user_data: int, count: int) -> Any:
+        """Let C collect the results of an operation's members: Python hears of them once a turn."""
+        results = self._ffi.new("int32_t[]", count)
+        assert self._lib.au_gather(self._ring, user_data, results, count) == 0, "C3: more operations than entries"
+        return results
+
+    def retire(self, user_data: int) -> None:
+        self._lib.au_gather(self._ring, user_data, self._ffi.NULL, 0)
 
     def _prepare_one(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
         memory = request.memory

@@ -17,13 +17,27 @@
 
 #include "au_ring.h"
 
+/* _driver.py: user data is [cancel 1][generation 22][member 24][slot 16]. */
+#define SLOT_MASK 0xffffULL
+#define MEMBER_SHIFT 16
+#define MEMBER_MASK (0xffffffULL << MEMBER_SHIFT)
+
+/* Where an operation's results go; user_data is its first member's. */
+struct gathering {
+    int32_t *results;
+    uint64_t user_data;
+    uint32_t count;
+};
+
 struct au_ring {
     struct io_uring uring;
     au_state *state;
+    struct gathering *gatherings; /* [slot] */
 };
 
 static void release(au_ring *ring)
 {
+    free(ring->gatherings);
     if (ring->state != NULL)
         munmap(ring->state, sizeof(au_state));
     free(ring);
@@ -63,6 +77,14 @@ int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup
         io_uring_queue_exit(&ring->uring);
         release(ring);
         return ret;
+    }
+
+    /* Slots are as many as operations in flight, at most. */
+    ring->gatherings = calloc(params.sq_entries, sizeof(*ring->gatherings));
+    if (ring->gatherings == NULL) {
+        io_uring_queue_exit(&ring->uring);
+        release(ring);
+        return -ENOMEM;
     }
 
     ring->state->owned = 1;
@@ -112,21 +134,44 @@ static int submit(au_ring *ring)
     return ret;
 }
 
+/* Keep a member's result with its operation's; false if they are not gathered. */
+static struct gathering *gather(au_ring *ring, const struct io_uring_cqe *cqe)
+{
+    uint64_t slot = cqe->user_data & SLOT_MASK;
+    if (slot >= ring->state->sq_entries)
+        return NULL;
+    struct gathering *gathering = &ring->gatherings[slot];
+    uint64_t member = (cqe->user_data & MEMBER_MASK) >> MEMBER_SHIFT;
+    if (gathering->results == NULL || gathering->user_data != (cqe->user_data & ~MEMBER_MASK) ||
+        member >= gathering->count || gathering->results[member] != INT32_MIN)
+        return NULL; /* Not of a batch; or wrong, and Python shall say so. */
+    gathering->results[member] = cqe->res;
+    return gathering;
+}
+
 static uint32_t drain(au_ring *ring, au_completion *out, uint32_t capacity)
 {
     struct io_uring_cqe *cqe;
     unsigned head;
-    uint32_t count = 0;
+    uint32_t count = 0, seen = 0;
+    const struct gathering *last = NULL;
 
     io_uring_for_each_cqe(&ring->uring, head, cqe) {
         if (count == capacity)
             break;
-        out[count].user_data = cqe->user_data;
-        out[count].res = cqe->res;
-        count++;
+        const struct gathering *gathering = gather(ring, cqe);
+        if (gathering != NULL && gathering == last) {
+            out[count - 1].res++;
+        } else {
+            last = gathering;
+            out[count].user_data = gathering != NULL ? gathering->user_data : cqe->user_data;
+            out[count].res = gathering != NULL ? 1 : cqe->res;
+            count++;
+        }
+        seen++;
     }
-    io_uring_cq_advance(&ring->uring, count);
-    ring->state->in_flight -= count;
+    io_uring_cq_advance(&ring->uring, seen);
+    ring->state->in_flight -= seen;
     return count;
 }
 
@@ -196,6 +241,31 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
     state->unsubmitted = io_uring_sq_ready(uring);
     /* Completions in hand come first: an error shows again at the next turn. */
     return drained > 0 || passes(ret) ? (int)drained : ret;
+}
+
+int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
+            const char *fds, const char *lengths, const char *offsets, const char *addresses)
+{
+    au_row *rows = (au_row *)(void *)packed;
+    const int32_t *fd = (const int32_t *)(const void *)fds;
+    const uint32_t *length = (const uint32_t *)(const void *)lengths;
+    const int64_t *offset = (const int64_t *)(const void *)offsets;
+    const uint64_t *address = (const uint64_t *)(const void *)addresses;
+    for (uint32_t i = 0; i < count; i++)
+        rows[i] = (au_row){.user_data = user_data + i * member, .address = address[i],
+                           .offset = offset[i], .length = length[i], .fd = fd[i], .opcode = opcode};
+    return 0;
+}
+
+int au_gather(au_ring *ring, uint64_t user_data, int32_t *results, uint32_t count)
+{
+    uint64_t slot = user_data & SLOT_MASK;
+    if (slot >= ring->state->sq_entries)
+        return -ERANGE;
+    for (uint32_t i = 0; i < count; i++)
+        results[i] = INT32_MIN;
+    ring->gatherings[slot] = (struct gathering){results, user_data, count};
+    return 0;
 }
 
 int64_t au_read_now(int fd, char *memory, uint32_t length, int64_t offset)

@@ -55,6 +55,12 @@ int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded);
 /* `packed` holds au_rows: cffi passes a bytes object to a char pointer as it is, without a copy. */
 int au_turn(au_ring *ring, const char *packed, uint32_t count,
             au_completion *out, uint32_t capacity);
+/* Rows of a batch from its columns: packed[i] is the row of user_data + i * member. */
+int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
+            const char *fds, const char *lengths, const char *offsets, const char *addresses);
+/* Write the results of this operation's members to results[member], first set to INT32_MIN, and
+ * report how many have come instead of each. NULL ends that. */
+int au_gather(au_ring *ring, uint64_t user_data, int32_t *results, uint32_t count);
 /* Fill `memory` as far as that needs no waiting. Needs no ring; -EAGAIN if only a part is there. */
 int64_t au_read_now(int fd, char *memory, uint32_t length, int64_t offset);
 int au_close(au_ring *ring);
