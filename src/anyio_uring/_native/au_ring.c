@@ -244,7 +244,7 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
 }
 
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
-            const char *fds, const char *lengths, const char *offsets, const char *addresses)
+            uint8_t sqe_flags, const char *fds, const char *lengths, const char *offsets, const char *addresses)
 {
     au_row *rows = (au_row *)(void *)packed;
     const int32_t *fd = (const int32_t *)(const void *)fds;
@@ -253,7 +253,8 @@ int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, u
     const uint64_t *address = (const uint64_t *)(const void *)addresses;
     for (uint32_t i = 0; i < count; i++)
         rows[i] = (au_row){.user_data = user_data + i * member, .address = address[i],
-                           .offset = offset[i], .length = length[i], .fd = fd[i], .opcode = opcode};
+                           .offset = offset[i], .length = length[i], .fd = fd[i], .opcode = opcode,
+                           .sqe_flags = sqe_flags};
     return 0;
 }
 

@@ -57,7 +57,7 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
             au_completion *out, uint32_t capacity);
 /* Rows of a batch from its columns: packed[i] is the row of user_data + i * member. */
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
-            const char *fds, const char *lengths, const char *offsets, const char *addresses);
+            uint8_t sqe_flags, const char *fds, const char *lengths, const char *offsets, const char *addresses);
 /* Write the results of this operation's members to results[member], first set to INT32_MIN, and
  * report how many have come instead of each. NULL ends that. */
 int au_gather(au_ring *ring, uint64_t user_data, int32_t *results, uint32_t count);
