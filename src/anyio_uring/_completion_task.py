@@ -163,22 +163,20 @@ class CompletionTask:
         if self._crash is not None:
             raise self._broken()
 
-    async def perform(self, requests: Requests) -> list[int]:
+    async def perform(self, requests: Requests, *, has_passed: bool = False) -> list[int]:
         """
         Carry out requests as one operation and return their results, in order.
 
+        :param has_passed: that the task has passed a cancellation point in this very step (C1)
         :return: for each request its result, or ``-errno``; never a bare cancellation (C6)
         """
         self.check()
         if not requests:
             await self._loop.checkpoint()  # C1
             return []
-        await self._loop.cancel_point()  # C1
-        return await self.perform_behind_checkpoint(requests)
-
-    async def perform_behind_checkpoint(self, requests: Requests) -> list[int]:
-        """Do the same for a caller whose task has passed a cancellation point in this very step."""
-        self.check()
+        if not has_passed:
+            await self._loop.cancel_point()  # C1
+            self.check()
         if len(requests) > MEMBERS_MAX:
             raise ValueError(f"a batch takes at most {MEMBERS_MAX} requests, not {len(requests)}: split it")
         operation = self._admit(requests)

@@ -18,7 +18,7 @@ import anyio
 import attrs
 
 from . import _arguments, _buffers
-from ._arguments import OFFSET_MAX, FileDescriptor
+from ._arguments import FD_MAX, OFFSET_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
 from ._completion_task import CompletionTask
 from ._driver import Driver
@@ -235,29 +235,43 @@ class AsyncIoManager:
         More than 0x7ffff000 bytes (2 GiB - 4 KiB, ``read(2)``) take several operations; a
         cancellation between them is raised.
         """
+        file = None
+        if not (type(fd) is int and type(length) is int and type(offset) is int) or fd < 0 or offset < 0 or length < 0:
+            fd, file, length, offset = _arguments.read(fd, length, offset)
         inline = self._inline
-        if inline is not None and type(fd) is int and type(length) is int and type(offset) is int:
-            if 1 < length <= INLINE_BYTES_MAX and 0 <= offset <= OFFSET_MAX and fd not in inline.pauses:
-                # The page cache may have it.  This is _read() and what it calls, flat: half of its time.
-                if self._budget is None or self._must_yield():
-                    await self._checkpoint()  # C1
-                task = self._task
-                if not task.is_usable or task.thread != get_ident() or self._is_forked():
-                    task.check()
-                memory = self._memory_type(length)
-                count = self._read_now(fd, memory, length, offset)
-                if count == length:
-                    inline.hits += 1
-                    return memory if type(memory) is bytes else bytes(memory)
-                if count < 0:
-                    count = await self._read_after_miss(fd, None, memory, offset)
-                return _arguments.to_bytes(memory, count)
-        number, file, length, offset = _arguments.read(fd, length, offset)
-        memory = self._allocate(length)
-        if length > TRANSFER_MAX:
-            count = await self._transfer_parts(Request(Opcode.READ, number, memory, offset, 0, file))
+        passed = False
+        if (
+            inline is not None
+            and 1 < length <= INLINE_BYTES_MAX
+            and 0 <= offset <= OFFSET_MAX
+            and 0 <= fd <= FD_MAX
+            and (fd not in inline.pauses or inline.is_likely(fd))
+        ):
+            # The page cache may have it.  Flat, for every call would be a tenth of the whole.
+            if self._budget is None or self._must_yield():
+                await self._checkpoint()  # C1
+            task = self._task
+            if not task.is_usable or task.thread != get_ident() or self._is_forked():
+                task.check()
+            memory = self._memory_type(length)
+            count = self._read_now(fd, memory, length, offset)
+            if count >= 0:
+                inline.note_hit(fd)
+                return memory if count == length and type(memory) is bytes else _arguments.to_bytes(memory, count)
+            inline.note_miss(fd)
+            passed = True
         else:
-            count = await self._read(number, file, memory, offset)
+            if file is None:
+                fd, file, length, offset = _arguments.read(fd, length, offset)
+            memory = self._allocate(length)
+            if length > TRANSFER_MAX:
+                self._task.check()
+                request = Request(Opcode.READ, fd, memory, offset, 0, file)
+                return _arguments.to_bytes(memory, await self._transfer_parts(request))
+        request = Request(Opcode.READ, fd, memory, offset, 0, file)
+        (count,) = await self._task.perform((request,), has_passed=passed)
+        if count < 0:
+            raise _arguments.error(count, file)
         return memory if count == length and type(memory) is bytes else _arguments.to_bytes(memory, count)
 
     async def readinto(self, fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> int:
@@ -272,7 +286,7 @@ class AsyncIoManager:
         if request.is_long:
             return await self._transfer_and_release(request)
         try:
-            return await self._read(request.fd, request.file, request.memory, request.offset)
+            return await self._read(request)
         finally:
             request.release()
 
@@ -538,32 +552,26 @@ class AsyncIoManager:
         """Whether the budget is used up, or a cancellation may be waiting (which is checked on every call)."""
         return self._budget is None or not self._budget.spend() or self._loop.may_be_cancelled()
 
-    async def _read(self, fd: int, file: HasFileno | None, memory: Any, offset: int) -> int:
-        """Read once into memory: inline if the page cache can answer, otherwise through the driver."""
+    async def _read(self, request: Request) -> int:
+        """Read once into a caller's memory: inline if the page cache can answer, otherwise through the driver."""
         task, inline = self._task, self._inline
         task.check()
-        length = len(memory)
+        fd, offset, length = request.fd, request.offset, len(request.memory)
+        passed = False
         if inline is not None and offset >= 0 and 1 < length <= INLINE_BYTES_MAX and inline.is_likely(fd):
             if self._budget is None or self._must_yield():
                 await self._checkpoint()  # C1
                 task.check()
-            count = self._read_now(fd, self._driver.expose(memory), length, offset)
+            count = self._read_now(fd, self._driver.expose(request.memory), length, offset)
             if count >= 0:
                 inline.note_hit(fd)
                 return count
-            return await self._read_after_miss(fd, file, memory, offset)
-        (res,) = await task.perform((Request(Opcode.READ, fd, memory, offset, 0, file),))
-        if res < 0:
-            raise _arguments.error(res, file)
-        return res
-
-    async def _read_after_miss(self, fd: int, file: HasFileno | None, memory: Any, offset: int) -> int:
-        assert self._inline is not None
-        self._inline.note_miss(fd)
-        (res,) = await self._task.perform_behind_checkpoint((Request(Opcode.READ, fd, memory, offset, 0, file),))
-        if res < 0:
-            raise _arguments.error(res, file)
-        return res
+            inline.note_miss(fd)
+            passed = True
+        (count,) = await task.perform((request,), has_passed=passed)
+        if count < 0:
+            raise _arguments.error(count, request.file)
+        return count
 
     async def _transfer(self, request: Request) -> int:
         """Perform one request and return its count; in parts if it is longer than the kernel takes (C8)."""
