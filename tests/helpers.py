@@ -87,6 +87,9 @@ class ScriptedDriver:
     def fileno(self) -> int:
         return self._out
 
+    def allocate_batch(self, lengths: Sequence[int]) -> Any:
+        raise NotImplementedError
+
     def expose(self, memory: Any) -> Any:
         return memory
 

@@ -26,7 +26,7 @@ from ._errors import UringUnavailableError
 from ._fallback import ThreadDriver
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
-from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Batch, HasFileno, Opcode, Request
+from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Batch, HasFileno, Memories, Opcode, Request
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
 from ._waiters import Loop, current_loop
@@ -129,13 +129,13 @@ class _Opening:
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:
     if options.driver == "threads":
-        return ThreadDriver(options.depth), None
+        return ThreadDriver(options.depth, nowait=options.nowait), None
     try:
         return open_ring(options.depth), None
     except UringUnavailableError as exc:
         if options.driver == "uring":
             raise
-        return ThreadDriver(options.depth), exc.strerror
+        return ThreadDriver(options.depth, nowait=options.nowait), exc.strerror
 
 
 class AsyncIoManager:
@@ -439,13 +439,13 @@ class AsyncIoManager:
         if plain := _arguments.columns(items, _INT):
             fds, lengths, offsets = plain
             if min(lengths) > 1 and max(lengths) <= TRANSFER_MAX:
-                memories = [*map(self._memory_type, lengths)]
+                memories = self._driver.allocate_batch(lengths)
                 counts = await self._task.perform(Batch(Opcode.READ, fds, memories, offsets))
                 if counts == [*lengths]:
-                    return memories if self._memory_type is bytes else [*map(bytes, memories)]
+                    return memories.objects if self._memory_type is bytes else [*map(bytes, memories.objects)]
                 results = [
                     _arguments.to_bytes(memory, count) if count >= 0 else _arguments.error(count, None)
-                    for memory, count in zip(memories, counts)
+                    for memory, count in zip(memories.objects, counts)
                 ]
                 return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
         asked = _arguments.batch("read_batch", "(fd, length, offset)", items, self._read_request)
@@ -485,8 +485,9 @@ class AsyncIoManager:
             fds, buffers, offsets = plain
             views = [*map(memoryview, buffers)]
             try:
-                if max(map(len, views)) <= TRANSFER_MAX:
-                    results = await self._task.perform(Batch(Opcode.READ, fds, views, offsets))
+                lengths = [*map(len, views)]
+                if max(lengths) <= TRANSFER_MAX:
+                    results = await self._task.perform(Batch(Opcode.READ, fds, Memories(views, lengths), offsets))
                     if min(results) >= 0:
                         return results
                     outcomes = [res if res >= 0 else _arguments.error(res, None) for res in results]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from ._options import DriverName
-from ._requests import Requests
+from ._requests import Memories, Requests
 from ._stats import UringFeatures
 
 # User data: [cancel request: 1 bit][generation: 22][member: 24][slot: 16]; 63 bits, so never negative.
@@ -82,6 +82,10 @@ class Driver(Protocol):
     @property
     def memory_type(self) -> type[bytes] | type[bytearray]:
         """What to make new memory for a READ of, 2 bytes or more: the type that this driver fills best."""
+        ...
+
+    def allocate_batch(self, lengths: Sequence[int]) -> Memories:
+        """Return new memory for a batch of READs, each of 2 bytes or more."""
         ...
 
     @property

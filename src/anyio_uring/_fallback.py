@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from ._driver import CANCEL, MEMBER
-from ._requests import FSYNC_DATASYNC, Opcode, Request, Requests
+from ._driver import CANCEL, MEMBER, MEMBER_MASK, NO_RESULT, member_of
+from ._inline import INLINE_BYTES_MAX, InlineReads
+from ._requests import FSYNC_DATASYNC, Memories, Opcode, Request, Requests
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
@@ -37,16 +38,26 @@ if TYPE_CHECKING:
 WORKERS_MAX: Final = 32
 
 _READS: Final = frozenset({Opcode.READ, Opcode.READV})
+# What one turn copies on the event loop's thread: 0.2 ms, as a batch of 256 times 4 KiB does on the ring.
+_INLINE_TURN_BYTES_MAX: Final = 1 << 20
 # Linux 4.14: one read or write that never blocks, whatever the descriptor's flags say.
 _NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 # Opening this device makes a new pseudo-terminal (Linux, devices.txt: /dev/ptmx).
 _PTMX: Final = os.makedev(5, 2)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Row:
     user_data: int
     request: Request
+    results: list[int] | None  # of its batch, if it is of one
+
+    def answer(self, res: int) -> tuple[int, int]:
+        """Return the completion that says so."""
+        if self.results is None:
+            return self.user_data, res
+        self.results[member_of(self.user_data)] = res
+        return self.user_data & ~MEMBER_MASK, 1
 
 
 class ThreadDriver:
@@ -59,6 +70,7 @@ class ThreadDriver:
         "_doomed",
         "_executor",
         "_features",
+        "_inline",
         "_lock",
         "_parked",
         "_pid",
@@ -77,7 +89,7 @@ class ThreadDriver:
     name: DriverName = "threads"
     memory_type = bytearray
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, *, nowait: bool = True) -> None:
         if not hasattr(os, "preadv"):
             raise NotImplementedError(
                 f"anyio_uring needs os.preadv(), which {platform.system()} lacks: use Linux, macOS or a BSD"
@@ -90,6 +102,8 @@ class ThreadDriver:
         self.overflows = 0
         self._pid = os.getpid()
         self.read_now = _read_now
+        # Of batches; single reads have been tried before they come here.
+        self._inline = InlineReads() if nowait else None
         self._workers = min(depth, WORKERS_MAX)
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="anyio_uring")
         self._signal = _Signal()
@@ -122,32 +136,70 @@ class ThreadDriver:
     def fileno(self) -> int:
         return self._signal.fileno()
 
+    def allocate_batch(self, lengths: Sequence[int]) -> Memories:
+        return Memories([*map(bytearray, lengths)], lengths)
+
     def expose(self, memory: Any) -> Any:
         return memory
 
-    def prepare(self, user_data: int, requests: Requests) -> tuple[list[_Row], object, None]:
-        return [_Row(user_data + i * MEMBER, request) for i, request in enumerate(requests)], None, None
+    def prepare(self, user_data: int, requests: Requests) -> tuple[list[_Row], object, list[int] | None]:
+        results = [NO_RESULT] * len(requests) if len(requests) > 1 else None
+        rows = [_Row(user_data + i * MEMBER, request, results) for i, request in enumerate(requests)]
+        return rows, None, results
 
     def retire(self, user_data: int) -> None:
-        raise AssertionError(f"nothing is gathered on threads, and not for {user_data:#x}")
+        """Do nothing: the rows know where their results go."""
 
     def turn(
         self, targets: Sequence[int], segments: Sequence[tuple[list[_Row], int, int]]
     ) -> tuple[int, Sequence[int]]:
-        count = len(targets)
+        rows = [row for of_operation, first, last in segments for row in of_operation[first:last]]
+        answered: list[int] = []
+        left = self._read_cached(rows, answered) if self._inline is not None and len(rows) > 1 else rows
         with self._lock:
             if self._crash is not None:
                 raise self._crash
             for target in targets:
                 self._cancel(target)
-            for rows, first, last in segments:
-                for row in rows[first:last]:
-                    self._todo[row.user_data] = row
-                count += last - first
+            for row in left:
+                self._todo[row.user_data] = row
             self._signal.clear()
             done, self._done = self._done, []
             self._wake_workers()
-        return count, done
+        return len(targets) + len(rows), answered + done if answered else done
+
+    def _read_cached(self, rows: list[_Row], answered: list[int]) -> list[_Row]:
+        """Answer what the page cache can answer, a bounded amount of it, and return the other rows."""
+        inline = self._inline
+        assert inline is not None
+        left: list[_Row] = []
+        bytes_max = _INLINE_TURN_BYTES_MAX
+        is_direct: dict[int, bool] = {}
+        answers: dict[int, int] = {}  # {user data of a batch: members answered}
+        for row in rows:
+            request = row.request
+            is_small_read = request.opcode is Opcode.READ and request.offset >= 0
+            length = len(request.memory) if is_small_read else 0
+            if 1 < length <= INLINE_BYTES_MAX and length <= bytes_max and inline.is_likely(request.fd):
+                bytes_max -= length
+                self.enters += 1
+                fd = request.fd
+                if fd not in is_direct:
+                    is_direct[fd] = _waits_for_the_device(fd)
+                res = -errno.EAGAIN if is_direct[fd] else _read_cached(fd, request.memory, length, request.offset)
+                if res >= 0:
+                    inline.note_hit(fd)
+                    user_data, value = row.answer(res)
+                    if row.results is None:
+                        answered += user_data, value
+                    else:
+                        answers[user_data] = answers.get(user_data, 0) + value
+                    continue
+                inline.note_miss(fd)
+            left.append(row)
+        for pair in answers.items():
+            answered += pair
+        return left
 
     def close(self) -> None:
         if self._signal.is_closed:
@@ -167,12 +219,12 @@ class ThreadDriver:
 
     def _cancel(self, target: int) -> None:
         """Cancel what has not begun or is parked; what runs is waited for, as in the kernel's io-wq."""
-        if self._todo.pop(target, None) is not None:
-            self._complete(target, -errno.ECANCELED)
+        if (row := self._todo.pop(target, None)) is not None:
+            self._complete(*row.answer(-errno.ECANCELED))
             res = 0
-        elif self._parked.pop(target, None) is not None:
+        elif (row := self._parked.pop(target, None)) is not None:
             self._poller_signal.set()
-            self._complete(target, -errno.ECANCELED)
+            self._complete(*row.answer(-errno.ECANCELED))
             res = 0
         else:
             if target in self._running:
@@ -228,7 +280,7 @@ class ThreadDriver:
             res = -errno.ECANCELED  # cancelled while it found out that it would block
         self._doomed.discard(row.user_data)
         if res is not None:
-            self._complete(row.user_data, res)
+            self._complete(*row.answer(res))
             return
         self._parked[row.user_data] = row
         if self._poller is None:
@@ -302,11 +354,21 @@ class _Signal:
 
 
 def _read_now(fd: int, memory: Any, length: int, offset: int) -> int:
+    return -errno.EAGAIN if _waits_for_the_device(fd) else _read_cached(fd, memory, length, offset)
+
+
+def _waits_for_the_device(fd: int) -> bool:
+    """Whether it is open with ``O_DIRECT``: then ``RWF_NOWAIT`` does not keep a read from waiting."""
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0))
+    except OSError:
+        return False
+
+
+def _read_cached(fd: int, memory: Any, length: int, offset: int) -> int:
     if _NOWAIT is None:
         return -errno.EOPNOTSUPP
     try:
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-            return -errno.EAGAIN  # it would wait for the device
         done = os.preadv(fd, [memory], offset, _NOWAIT)
         while done < length:
             # Either the file ends here or the next page would have to be waited for.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
-from ._requests import Batch, Opcode, Request, Requests
+from ._requests import Batch, Memories, Opcode, Request, Requests
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
@@ -303,6 +303,14 @@ class UringDriver:
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
 
+    def allocate_batch(self, lengths: Sequence[int]) -> Memories:
+        count = len(lengths)
+        objects: list[Any] = [None] * count
+        addresses = bytes(8 * count)  # nobody else has seen it: C may fill it
+        if self._lib.au_new_bytes(id(objects), struct.pack(f"{count}I", *lengths), addresses, count) < 0:
+            raise MemoryError
+        return Memories(objects, lengths, addresses)
+
     def expose(self, memory: Any) -> Any:
         return memory if type(memory) is bytes else self._ffi.from_buffer(memory)
 
@@ -327,18 +335,13 @@ class UringDriver:
 
     def _prepare_columns(self, user_data: int, batch: Batch) -> tuple[bytes, object]:
         """Pack a batch's rows in C, from columns: 0.3 us a row, where one by one takes 1.7."""
-        ffi = self._ffi
-        memories = batch.memories
-        count = len(memories)
-        lengths = [*map(len, memories)]
-        if self._bytes_data and type(memories[0]) is bytes:
-            data = self._bytes_data
-            addresses = struct.pack(f"{count}Q", *[identity + data for identity in map(id, memories)])
-            pins: object = memories
-        else:
-            pins = exposed = [*map(ffi.from_buffer, memories)]
-            pointers = ffi.new("void *[]", exposed)
-            addresses = bytes(ffi.buffer(pointers))
+        lengths = batch.memories.lengths
+        count = len(lengths)
+        pins: list[Any] = batch.memories.objects
+        addresses = batch.memories.addresses
+        if addresses is None:
+            pins = [*map(self._ffi.from_buffer, pins)]
+            addresses = bytes(self._ffi.buffer(self._ffi.new("void *[]", pins)))
         rows = bytes(count * _ROW_SIZE)  # nobody else has seen it: C may fill it
         self._lib.au_pack(
             rows,
