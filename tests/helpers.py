@@ -16,7 +16,7 @@ import uvloop
 from anyio_uring import AsyncIoManager, UringFeatures
 from anyio_uring._completion_task import CompletionTask
 from anyio_uring._driver import CANCEL, MEMBER
-from anyio_uring._requests import Request
+from anyio_uring._requests import Request, Requests
 from anyio_uring._waiters import current_loop
 
 BACKENDS: list[Any] = [
@@ -93,7 +93,7 @@ class ScriptedDriver:
     def expose(self, memory: Any) -> Any:
         return memory
 
-    def prepare(self, user_data: int, requests: Sequence[Request]) -> tuple[Any, object, None]:
+    def prepare(self, user_data: int, requests: Requests) -> tuple[Any, object, None]:
         return [(user_data + i * MEMBER, request, None) for i, request in enumerate(requests)], requests, None
 
     def retire(self, user_data: int) -> None:

@@ -87,8 +87,13 @@ async def test_what_the_cache_has_in_part_comes_whole_from_the_driver(io: AsyncI
 @pytest.mark.anyio
 async def test_a_file_that_is_not_cached_is_tried_ever_more_seldom(io: AsyncIoManager, fd: int) -> None:
     tried: list[int] = []
-    io._read_now = lambda *_: tried.append(i) or -errno.EAGAIN
-    for i in range(260):
+
+    def miss(*_: Any) -> int:
+        tried.append(reads)
+        return -errno.EAGAIN
+
+    io._read_now = miss
+    for reads in range(260):  # noqa: B007 - miss() looks at it
         assert await io.read(fd, 4096, 0) == CACHED
     assert tried == [0, 2, 5, 10, 19, 36, 69, 134, 199]
     assert _counts(io) == (0, 9, 260)
@@ -252,12 +257,11 @@ async def test_the_end_of_the_block_during_the_checkpoint_is_an_error(driver: An
         except anyio.ClosedResourceError as exc:
             errors.append(type(exc))
 
-    async with anyio.create_task_group() as tasks:
-        async with open_uring(driver=driver) as io:
-            for _ in range(4):
-                tasks.start_soon(read)
-            await anyio.lowlevel.checkpoint()
-            await anyio.lowlevel.checkpoint()
+    async with anyio.create_task_group() as tasks, open_uring(driver=driver) as io:
+        for _ in range(4):
+            tasks.start_soon(read)
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
     assert errors == [anyio.ClosedResourceError] * 4
 
 

@@ -117,7 +117,7 @@ async def test_keyboard_interrupt_stays_out_of_the_owner() -> None:
             seen.append(trio.lowlevel.currently_ki_protected())
             return turn(*args)
 
-        driver.turn = look  # type: ignore[method-assign]
+        driver.turn = look  # type: ignore[assignment]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(task.perform, [Request(Opcode.READ, 0, bytearray(1), 0)])
             await until(lambda: len(driver.pending) == 1)

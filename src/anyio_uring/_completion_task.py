@@ -49,7 +49,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from threading import get_ident
 
 import anyio
@@ -122,9 +122,9 @@ class CompletionTask:
         self._depth = self._room = driver.features.depth
         self._cancels_max = driver.completions_max - self._depth
         assert self._cancels_max > 0, "C3: no room for the completions of cancel requests"
-        self.thread = get_ident()
+        self.thread: int = get_ident()
         self._is_closing = False
-        self.is_usable = True  # neither closing nor crashed
+        self.is_usable: bool = True  # neither closing nor crashed
         self._is_running = False
         self._crash: BaseException | None = None
         self._drained: _Drained | None = None
@@ -187,7 +187,7 @@ class CompletionTask:
                 self._abort(operation)  # the coroutine was closed
             raise
         if cancellation is None and operation.error is None and min(operation.results) >= 0:
-            return operation.results
+            return operation.results  # type: ignore[no-any-return]
         results = self._decide(operation, cancellation)
         if cancellation is None:
             await self._ask_again(requests, results)
@@ -284,9 +284,8 @@ class CompletionTask:
         segments: list[tuple[Rows, int, int]] = []
         count = 0
         for operation, first, last in ready:
-            if operation.waiter is not None and not operation.submitted and not operation.is_dropped:
-                if self._loop.has_left(operation):
-                    self._drop(operation)
+            if not operation.submitted and not operation.is_dropped and self._loop.has_left(operation):
+                self._drop(operation)
             if not operation.is_dropped:  # C4
                 operation.submitted += last - first
                 count += last - first
@@ -300,6 +299,14 @@ class CompletionTask:
         taken, completions = driver.turn(targets, segments)
         if taken < len(targets) + count:
             self._put_back(targets, ready, taken)
+        self._settle_all(completions)
+        if self._queue or self._is_closing:
+            self._give_room()
+        can_cancel = self._cancels and self._cancels_in_flight < self._cancels_max
+        if self._ready or can_cancel or driver.is_hungry():
+            self._doorbell.ring()
+
+    def _settle_all(self, completions: Iterable[int]) -> None:
         slots = self._slots
         pairs = iter(completions)
         for user_data, res in zip(pairs, pairs):
@@ -322,11 +329,6 @@ class CompletionTask:
             self._completions += 1
             self._room += 1
             self._settle(operation, member_of(user_data), res)
-        if self._queue or self._is_closing:
-            self._give_room()
-        can_cancel = self._cancels and self._cancels_in_flight < self._cancels_max
-        if self._ready or can_cancel or driver.is_hungry():
-            self._doorbell.ring()
 
     def _put_back(self, targets: list[int], ready: list[tuple[Operation, int, int]], taken: int) -> None:
         """Keep for the next turn what the driver had no space for: nothing is dropped (C5)."""
@@ -519,7 +521,7 @@ class CompletionTask:
             if cancellation is not None:
                 cancellation.keep()
             raise operation.error
-        results = operation.results
+        results: list[int] = operation.results
         if cancellation is not None:
             if CANCELED in results or any(map(is_transient, operation.requests, results)):
                 cancellation.deliver()

@@ -26,7 +26,7 @@ from ._errors import UringUnavailableError
 from ._fallback import ThreadDriver
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
-from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Batch, HasFileno, Memories, Opcode, Request
+from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Batch, Memories, Opcode, Request
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
 from ._waiters import Loop, current_loop
@@ -103,7 +103,9 @@ class _Opening:
         loop.protect(_Opening.__aenter__, _Opening.__aexit__)  # type: ignore[arg-type]
         driver, reason = _choose_driver(self._options)
         task = CompletionTask(driver, loop)
-        self._manager = AsyncIoManager(task, driver, loop, self._options, reason, _current.get())
+        self._manager = AsyncIoManager(
+            task, driver, loop, options=self._options, fallback_reason=reason, outer=_current.get()
+        )
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         # The owner never raises, and an error of the body passes this task group by, so that it
@@ -179,6 +181,7 @@ class AsyncIoManager:
         task: CompletionTask,
         driver: Driver,
         loop: Loop,
+        *,
         options: UringOptions,
         fallback_reason: str | None,
         outer: AsyncIoManager | None,
@@ -483,7 +486,7 @@ class AsyncIoManager:
         items = list(requests)
         if plain := _arguments.columns(items, _BYTEARRAY):
             fds, buffers, offsets = plain
-            views = [*map(memoryview, buffers)]
+            views: list[memoryview] = [memoryview(buffer) for buffer in buffers]
             try:
                 lengths = [*map(len, views)]
                 if max(lengths) <= TRANSFER_MAX:

@@ -80,7 +80,7 @@ class Driver(Protocol):
         ...
 
     @property
-    def memory_type(self) -> type[bytes] | type[bytearray]:
+    def memory_type(self) -> type[bytes | bytearray]:
         """What to make new memory for a READ of, 2 bytes or more: the type that this driver fills best."""
         ...
 

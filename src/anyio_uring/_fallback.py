@@ -20,7 +20,7 @@ import select
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,7 +83,6 @@ class ThreadDriver:
         "completions_max",
         "enters",
         "overflows",
-        "read_now",
     )
 
     name: DriverName = "threads"
@@ -101,7 +100,6 @@ class ThreadDriver:
         self.enters = 0
         self.overflows = 0
         self._pid = os.getpid()
-        self.read_now = _read_now
         # Of batches; single reads have been tried before they come here.
         self._inline = InlineReads() if nowait else None
         self._workers = min(depth, WORKERS_MAX)
@@ -138,6 +136,10 @@ class ThreadDriver:
 
     def allocate_batch(self, lengths: Sequence[int]) -> Memories:
         return Memories([*map(bytearray, lengths)], lengths)
+
+    @property
+    def read_now(self) -> Callable[[int, Any, int, int], int]:
+        return _read_now
 
     def expose(self, memory: Any) -> Any:
         return memory
@@ -359,6 +361,8 @@ def _read_now(fd: int, memory: Any, length: int, offset: int) -> int:
 
 def _waits_for_the_device(fd: int) -> bool:
     """Whether it is open with ``O_DIRECT``: then ``RWF_NOWAIT`` does not keep a read from waiting."""
+    if fd < 0:
+        return False  # fcntl() would call it a ValueError
     try:
         return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0))
     except OSError:

@@ -37,7 +37,7 @@ def _check_checkpoint(_options: object, _attribute: object, value: object) -> No
         raise ValueError(f'checkpoint must be "always" or "budget", not {value!r}')
 
 
-def _check_bool(_options: object, attribute: attrs.Attribute[object], value: object) -> None:
+def _check_bool(_options: object, attribute: attrs.Attribute[bool], value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
 

@@ -232,7 +232,6 @@ class UringDriver:
         "_ring",
         "_state",
         "completions_max",
-        "read_now",
     )
 
     name: DriverName = "uring"
@@ -241,7 +240,6 @@ class UringDriver:
     memory_type = bytes
 
     def __init__(self, lib: Any, ffi: Any, ring: Any, depth: int) -> None:
-        self.read_now: Callable[[int, Any, int, int], int] = lib.au_read_now
         self._lib = lib
         self._ffi = ffi
         self._ring: Any = ring
@@ -311,6 +309,10 @@ class UringDriver:
             raise MemoryError
         return Memories(objects, lengths, addresses)
 
+    @property
+    def read_now(self) -> Callable[[int, Any, int, int], int]:
+        return self._lib.au_read_now  # type: ignore[no-any-return]
+
     def expose(self, memory: Any) -> Any:
         return memory if type(memory) is bytes else self._ffi.from_buffer(memory)
 
@@ -328,8 +330,8 @@ class UringDriver:
                 return self._packers[0].pack(*row), memory, None
         values, all_pins = [], []
         for member, request in enumerate(requests):
-            row, pin = self._prepare_one(user_data + member * MEMBER, request)
-            values.append(row)
+            one, pin = self._prepare_one(user_data + member * MEMBER, request)
+            values.append(one)
             all_pins.append(pin)
         return self._pack(values), all_pins, self._gather(user_data, len(values)) if len(values) > 1 else None
 

@@ -82,10 +82,15 @@ class Doorbell(Protocol):
 class Loop(Protocol):
     """The primitives of one running event loop."""
 
-    checkpoint: Callable[[], Awaitable[None]]
-    """Raise the cancellation if there is one, wherever it is on its way; and let other tasks run."""
-    cancel_point: Callable[[], Awaitable[None]]
-    """Raise the cancellation if there is one, wherever it is on its way."""
+    @property
+    def checkpoint(self) -> Callable[[], Awaitable[None]]:
+        """Raise the cancellation if there is one, wherever it is on its way; and let other tasks run."""
+        ...
+
+    @property
+    def cancel_point(self) -> Callable[[], Awaitable[None]]:
+        """Raise the cancellation if there is one, wherever it is on its way."""
+        ...
 
     def may_be_cancelled(self) -> bool:
         """Whether the current task's next cancellation point may raise; False is certain."""
@@ -137,14 +142,20 @@ def current_loop() -> Loop:
 
 
 class _TrioLoop:
-    __slots__ = ("_effective_deadline", "_time", "cancel_point", "checkpoint", "lowlevel")
+    __slots__ = ("_effective_deadline", "_time", "lowlevel")
 
     def __init__(self, trio: Any) -> None:
         self._effective_deadline = trio.current_effective_deadline
         self._time = trio.current_time
-        self.lowlevel = lowlevel = trio.lowlevel
-        self.checkpoint = lowlevel.checkpoint
-        self.cancel_point = lowlevel.checkpoint_if_cancelled
+        self.lowlevel = trio.lowlevel
+
+    @property
+    def checkpoint(self) -> Callable[[], Awaitable[None]]:
+        return self.lowlevel.checkpoint  # type: ignore[no-any-return]
+
+    @property
+    def cancel_point(self) -> Callable[[], Awaitable[None]]:
+        return self.lowlevel.checkpoint_if_cancelled  # type: ignore[no-any-return]
 
     def doorbell(self) -> Doorbell:
         return _TrioDoorbell(self.lowlevel)
@@ -255,12 +266,18 @@ def _next_pass() -> Generator[None, None, None]:
 
 
 class _AsyncioLoop:
-    __slots__ = ("cancel_point", "checkpoint", "native")
+    __slots__ = ("native",)
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
-        # One pass, 1.5 us less than anyio.lowlevel.checkpoint().
-        self.checkpoint = self.cancel_point = _next_pass
+
+    @property
+    def checkpoint(self) -> Callable[[], Awaitable[None]]:
+        return _next_pass  # 1.5 us less than anyio.lowlevel.checkpoint()
+
+    @property
+    def cancel_point(self) -> Callable[[], Awaitable[None]]:
+        return _next_pass
 
     def protect(self, *functions: FunctionType) -> None:
         """Do nothing: since Python 3.11 asyncio turns the signal into a cancellation of the main task."""
