@@ -275,6 +275,14 @@ def test_the_pause_ends_with_a_hit() -> None:
     assert inline.is_likely(3)
 
 
+def test_a_pause_ends_with_one_attempt() -> None:
+    """Many tasks ask before the first of them knows its outcome."""
+    inline = InlineReads()
+    for _ in range(256):
+        inline.note_miss(3)
+    assert sum(inline.is_likely(3) for _ in range(650)) == 10
+
+
 def test_the_table_of_pauses_is_bounded() -> None:
     inline = InlineReads()
     for fd in range(100_000):

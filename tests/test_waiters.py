@@ -112,24 +112,38 @@ async def test_a_wait_that_cannot_be_undone_goes_on_and_holds_the_cancellation()
     assert asked == [sleeper]  # once, though anyio cancels again and again
 
 
-async def test_a_cancel_point_notices_a_cancellation_whose_delivery_stands_behind_others() -> None:
-    """Leaving a shield inside a cancelled scope: asyncio delivers in the next pass, behind who waits already."""
+async def test_who_is_called_behind_cancellations_wakes_others_behind_them() -> None:
+    """A task whose scope is cancelled already, and a doorbell rung by somebody else just before."""
     loop = current_loop()
+    doorbell = loop.doorbell()
     log: list[str] = []
 
-    async def other() -> None:
-        await anyio.lowlevel.checkpoint()
-        log.append("other")
+    async def owner() -> None:
+        await doorbell.wait()
+        log.append("early")
+        await doorbell.wait()
+        log.append("late")
 
-    async with anyio.create_task_group() as tasks:
+    async def waiter() -> None:
         with anyio.CancelScope() as scope:
             scope.cancel()
-            with anyio.CancelScope(shield=True):
-                tasks.start_soon(other)
-                await anyio.lowlevel.checkpoint()
-            await loop.cancel_point()
-            log.append("passed")
-    assert log == ["other"]
+            doorbell.ring()
+            loop.call_behind_cancellations(doorbell.ring)
+            try:
+                await loop.sleep(_Sleeper(), lambda _: True)
+            finally:
+                log.append("cancelled")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(owner)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(waiter)
+        await until(lambda: "cancelled" in log)
+        while "late" not in log:  # rings before the owner has run are one
+            doorbell.ring()
+            await anyio.lowlevel.checkpoint()
+    assert log[-1] == "late"
+    assert "cancelled" in log[:-1]
 
 
 async def test_a_doorbell_rung_before_the_wait_is_heard(driver: Any) -> None:

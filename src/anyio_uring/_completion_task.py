@@ -17,8 +17,8 @@ Members go to the driver as room allows; all of them settle before the operation
 The contract.  Tests and asserts cite these numbers.
 
 C1  Checkpoint. Every public coroutine that returns normally was a cancellation point before it had
-    any effect, and a schedule point; also for an empty batch or zero bytes.  An operation is staged only
-    when every cancellation that was on its way has arrived.
+    any effect, and a schedule point; also for an empty batch or zero bytes.  An operation is submitted
+    only when every cancellation that was on its way has arrived.
 C2  Pinned. The operation holds its buffers (exported), its file object and every C structure until
     its own completions.  User data is slot, member and generation, so that a late completion can
     never meet a newer operation.  A bare int fd is the caller's to keep open.
@@ -100,6 +100,7 @@ class CompletionTask:
         "_free_slots",
         "_generation",
         "_in_flight_max",
+        "_is_announced",
         "_is_closing",
         "_is_running",
         "_loop",
@@ -108,6 +109,7 @@ class CompletionTask:
         "_resubmissions",
         "_room",
         "_slots",
+        "_staged",
         "_submissions",
         "is_usable",
         "thread",
@@ -134,8 +136,10 @@ class CompletionTask:
         self._generation = 0
         # Operations some of whose members wait for room, first come first served: {operation: None} (C3).
         self._queue: OrderedDict[Operation, None] = OrderedDict()
-        # (operation, first member, one past the last member): staged, and to submit in the next turn.
+        # (operation, first member, one past the last member): staged; and to submit in the next turn.
+        self._staged: list[tuple[Operation, int, int]] = []
         self._ready: list[tuple[Operation, int, int]] = []
+        self._is_announced = False  # whether _make_staged_ready() is on its way
         # User data of members to cancel.
         self._cancels: deque[int] = deque()
         self._cancels_in_flight = 0
@@ -174,12 +178,9 @@ class CompletionTask:
         if not requests:
             await self._loop.checkpoint()  # C1
             return []
-        if not has_passed:
-            await self._loop.cancel_point()  # C1
-            self.check()
         if len(requests) > MEMBERS_MAX:
             raise ValueError(f"a batch takes at most {MEMBERS_MAX} requests, not {len(requests)}: split it")
-        operation = self._admit(requests)
+        operation = self._admit(requests, has_passed=has_passed)
         try:
             cancellation = await self._loop.sleep(operation, self._abort)
         except BaseException:
@@ -397,7 +398,7 @@ class CompletionTask:
                     operation.error = exc
                     self._loop.wake(operation)
                     continue
-            self._stage(operation)
+            self._make_ready(self._take_room(operation))
             if operation.staged == len(operation.requests):
                 del self._queue[operation]
         if self._is_drained():
@@ -405,13 +406,20 @@ class CompletionTask:
 
     # --- the life of an operation ---------------------------------------------------------------
 
-    def _admit(self, requests: Requests) -> Operation:
+    def _admit(self, requests: Requests, *, has_passed: bool) -> Operation:
         """Take a slot, pin the memory and stage, as far as there is room; the rest waits for it."""
         count = len(requests)
         operation = Operation(requests, [NO_RESULT] * count, count)
         if self._room and not self._queue:
             self._prepare(operation)
-            self._stage(operation)
+            segment = self._take_room(operation)
+            if has_passed:
+                self._make_ready(segment)
+            else:
+                self._staged.append(segment)
+                if not self._is_announced:
+                    self._is_announced = True
+                    self._loop.call_behind_cancellations(self._make_staged_ready)
         if operation.staged < count:
             self._queue[operation] = None
         return operation
@@ -433,13 +441,22 @@ class CompletionTask:
         operation.user_data = user_data
         self._slots[slot] = operation
 
-    def _stage(self, operation: Operation) -> None:
+    def _take_room(self, operation: Operation) -> tuple[Operation, int, int]:
         first = operation.staged
         operation.staged = last = min(first + self._room, len(operation.requests))
         self._room -= last - first
+        return operation, first, last
+
+    def _make_ready(self, segment: tuple[Operation, int, int]) -> None:
         if not self._ready:
             self._doorbell.ring()
-        self._ready.append((operation, first, last))
+        self._ready.append(segment)
+
+    def _make_staged_ready(self) -> None:
+        self._is_announced = False
+        self._ready += self._staged
+        self._staged = []
+        self._doorbell.ring()
 
     def _settle(self, operation: Operation, member: int, res: int) -> None:
         """Give a member its result; with the last one, let go of the pins and wake the waiter."""
@@ -488,11 +505,12 @@ class CompletionTask:
         operation.is_cancelling = True
         self._queue.pop(operation, None)
         unsent = set(range(operation.staged, len(operation.requests)))
-        for owner, first, last in self._ready:
+        for owner, first, last in self._staged + self._ready:
             if owner is operation:
                 unsent.update(range(first, last))
                 self._room += last - first
         self._ready = [segment for segment in self._ready if segment[0] is not operation]
+        self._staged = [segment for segment in self._staged if segment[0] is not operation]
         self._cancels.extend(
             operation.user_data + member * MEMBER
             for member, res in enumerate(operation.results)

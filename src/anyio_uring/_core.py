@@ -285,11 +285,29 @@ class AsyncIoManager:
         :return: bytes read; 0 at the end of the file
         :raises OSError: as :func:`os.preadv` would
         """
+        task, inline = self._task, self._inline
+        task.check()
         request = _readinto_request(fd, buffer, offset)
-        if request.is_long:
-            return await self._transfer_and_release(request)
         try:
-            return await self._read(request)
+            length = len(request.memory)
+            if length > TRANSFER_MAX:
+                return await self._transfer_parts(request)
+            passed = False
+            may_inline = request.offset >= 0 and 1 < length <= INLINE_BYTES_MAX
+            if inline is not None and may_inline and inline.is_likely(request.fd):
+                if self._budget is None or self._must_yield():
+                    await self._checkpoint()  # C1
+                    task.check()
+                count = self._read_now(request.fd, self._driver.expose(request.memory), length, request.offset)
+                if count >= 0:
+                    inline.note_hit(request.fd)
+                    return count
+                inline.note_miss(request.fd)
+                passed = True
+            (count,) = await task.perform((request,), has_passed=passed)
+            if count < 0:
+                raise _arguments.error(count, request.file)
+            return count
         finally:
             request.release()
 
@@ -555,27 +573,6 @@ class AsyncIoManager:
     def _must_yield(self) -> bool:
         """Whether the budget is used up, or a cancellation may be waiting (which is checked on every call)."""
         return self._budget is None or not self._budget.spend() or self._loop.may_be_cancelled()
-
-    async def _read(self, request: Request) -> int:
-        """Read once into a caller's memory: inline if the page cache can answer, otherwise through the driver."""
-        task, inline = self._task, self._inline
-        task.check()
-        fd, offset, length = request.fd, request.offset, len(request.memory)
-        passed = False
-        if inline is not None and offset >= 0 and 1 < length <= INLINE_BYTES_MAX and inline.is_likely(fd):
-            if self._budget is None or self._must_yield():
-                await self._checkpoint()  # C1
-                task.check()
-            count = self._read_now(fd, self._driver.expose(request.memory), length, offset)
-            if count >= 0:
-                inline.note_hit(fd)
-                return count
-            inline.note_miss(fd)
-            passed = True
-        (count,) = await task.perform((request,), has_passed=passed)
-        if count < 0:
-            raise _arguments.error(count, request.file)
-        return count
 
     async def _transfer(self, request: Request) -> int:
         """Perform one request and return its count; in parts if it is longer than the kernel takes (C8)."""

@@ -38,7 +38,10 @@ class InlineReads:
         if pause is None:
             return True
         pause[0] -= 1
-        return pause[0] < 0
+        if pause[0] >= 0:
+            return False
+        pause[0] = pause[1]  # one attempt, however many tasks ask before its outcome is known
+        return True
 
     def note_hit(self, fd: int) -> None:
         """Take note of an attempt that gave what was asked."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any, Final, Protocol, Union
 
 import attrs
@@ -99,10 +98,15 @@ class Request:
 
         Memory that a driver still holds stays exported: after a crash of the owner, for ever (C11).
         """
-        for view in self.memory if isinstance(self.memory, list) else (self.memory,):
-            if isinstance(view, memoryview):
-                with suppress(BufferError):
+        memory = self.memory
+        try:
+            if type(memory) is memoryview:
+                memory.release()
+            elif isinstance(memory, list):
+                for view in memory:
                     view.release()
+        except BufferError:
+            return
 
     def advanced(self, done: int) -> int:
         """Return the offset behind ``done`` bytes; the file position (-1) moves by itself."""
