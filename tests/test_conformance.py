@@ -207,6 +207,42 @@ async def test_batches_give_results_in_request_order(io: AsyncIoManager, fd: int
 
 
 @pytest.mark.anyio
+async def test_a_batch_reads_into_whatever_has_a_buffer(io: AsyncIoManager, fd: int) -> None:
+    expected = os.pread(fd, 64, 4)
+    plain: list[Any] = [bytearray(64), memoryview(bytearray(80))[8:72]]
+    with mmap.mmap(-1, 64) as page:
+        others: list[Any] = [array.array("I", bytes(64)), np.zeros((4, 4), "uint32")]
+        for buffers in (plain, [*plain, page], others + plain):
+            assert await io.readinto_batch([(fd, buffer, 4) for buffer in buffers]) == [64] * len(buffers)
+            assert [bytes(buffer) for buffer in buffers] == [expected] * len(buffers)
+            for buffer in buffers:
+                memoryview(buffer).cast("B")[:] = bytes(64)
+    plain[0].append(0)  # the exports have ended
+    for wrong in (b"x" * 64, memoryview(bytearray(128))[::2]):
+        with pytest.raises(ValueError, match="request 1"):
+            await io.readinto_batch([(fd, bytearray(64), 4), (fd, wrong, 4)])
+    with pytest.raises(TypeError, match="request 0"):
+        await io.readinto_batch([(fd, "text", 4)])  # type: ignore[list-item]
+
+
+@pytest.mark.anyio
+async def test_a_failed_batch_of_plain_reads_tells_which(io: AsyncIoManager, fd: int) -> None:
+    asked = [(fd, 100, 0), (1 << 20, 100, 0), (fd, 100, 65500)]
+    results = await io.read_batch(asked, return_exceptions=True)
+    assert (results[0], results[2]) == (os.pread(fd, 100, 0), os.pread(fd, 36, 65500))
+    assert isinstance(results[1], OSError)
+    assert results[1].errno == errno.EBADF
+    into = [(fd, bytearray(100), 0), (1 << 20, bytearray(100), 0)]
+    counts = await io.readinto_batch(into, return_exceptions=True)
+    assert counts[0] == 100
+    assert isinstance(counts[1], OSError)
+    with pytest.raises(BatchError) as caught:
+        await io.readinto_batch(into)
+    assert caught.value.results[0] == 100
+    into[1][1].append(0)
+
+
+@pytest.mark.anyio
 async def test_an_empty_batch(io: AsyncIoManager) -> None:
     assert await io.read_batch([]) == []
     assert await io.readinto_batch(iter([])) == []

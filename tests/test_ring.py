@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from anyio_uring import UringUnavailableError, _ring
 from anyio_uring._driver import CANCEL
-from anyio_uring._requests import Opcode, Request
+from anyio_uring._requests import Batch, Memories, Opcode, Request
 from anyio_uring._ring import UringDriver, open_ring
 
 pytestmark = pytest.mark.ring
@@ -143,6 +145,42 @@ def test_every_reason_has_its_remedy(
     assert error.errno == code
     with pytest.raises(UringUnavailableError, match=message):
         raise error
+
+
+@pytest.mark.parametrize("as_batch", [False, True])
+def test_what_is_large_is_left_to_a_worker_if_it_is_of_a_disk(
+    ring: UringDriver, pipe: tuple[int, int], tmp_path: Path, as_batch: bool
+) -> None:
+    """A cached transfer would be copied on the event loop's thread; a pipe's could hold a worker for ever."""
+
+    def is_async(fd: int, size: int, opcode: Opcode = Opcode.READ) -> bool:
+        buffers: list[Any] = [bytearray(size)] * (17 if as_batch else 1)
+        if as_batch:
+            memories = Memories(buffers, [size] * 17)
+            rows, _, _ = ring.prepare(1 << 40, Batch(opcode, [fd] * 17, memories, [0] * 17))
+            ring.retire(1 << 40)
+        else:
+            rows, _, _ = ring.prepare(1 << 40, [Request(opcode, fd, buffers[0], 0)])
+        flags = {rows[i + 37] for i in range(0, len(rows), 40)}
+        assert len(flags) == 1
+        return flags == {16}
+
+    with (tmp_path / "file").open("w+b") as file:
+        assert is_async(file.fileno(), 257 << 10)
+        assert not is_async(file.fileno(), 128 << 10)
+    assert not is_async(pipe[0], 257 << 10)
+    assert not is_async(1 << 20, 257 << 10)  # no such descriptor: the kernel shall say so
+
+
+def test_new_bytes_of_a_batch_belong_to_nobody_else(ring: UringDriver) -> None:
+    memories = ring.allocate_batch([2, 3, 4096, 4096])
+    assert [type(memory) for memory in memories.objects] == [bytes] * 4
+    assert [len(memory) for memory in memories.objects] == [2, 3, 4096, 4096]
+    assert len({*map(id, memories.objects)}) == 4
+    assert memories.addresses is not None
+    for memory, (address,) in zip(memories.objects, struct.iter_unpack("Q", memories.addresses)):
+        ctypes.memset(address, 0x61, len(memory))
+        assert memory == b"a" * len(memory)
 
 
 def test_closing_gives_back_the_descriptor() -> None:

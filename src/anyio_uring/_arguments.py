@@ -64,11 +64,9 @@ def read(fd: FileDescriptor, length_: int, offset_: int) -> tuple[int, HasFileno
     return number, file, length(length_), offset(offset_)
 
 
-def columns(
-    items: list[tuple[Any, Any, Any]], middle_types: frozenset[type]
-) -> tuple[Sequence[int], Sequence[Any], Sequence[int]] | None:
+def columns(items: list[tuple[Any, Any, Any]]) -> tuple[Sequence[int], Sequence[Any], Sequence[int]] | None:
     """
-    Return the columns of a batch whose items are all plain: ints where ints belong, in range.
+    Return the columns of a batch whose descriptors and offsets are plain: ints, in range.
 
     None if one is not: :func:`batch` then says which, or makes of it what it can.  It takes 0.3 us an
     item, and this one tenth.
@@ -77,7 +75,7 @@ def columns(
         fds, middle, offsets = zip(*items, strict=True)
     except (TypeError, ValueError):
         return None
-    if {*map(type, fds)} != {int} or {*map(type, offsets)} != {int} or not middle_types.issuperset(map(type, middle)):
+    if {*map(type, fds)} != {int} or {*map(type, offsets)} != {int}:
         return None
     if min(fds) < 0 or max(fds) > FD_MAX or min(offsets) < 0 or max(offsets) > OFFSET_MAX:
         return None

@@ -6,6 +6,8 @@ resized and an ``mmap`` cannot be closed (contract C2).  Knows nothing of reques
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -40,6 +42,26 @@ def readable(buffer: SupportsBuffer, name: str = "data") -> memoryview:
         )
     # A view with a zero in its shape cannot be cast; it has no bytes to give either.
     return view.cast("B") if view.nbytes else memoryview(bytearray())
+
+
+_LAYOUT = operator.attrgetter("format", "ndim", "c_contiguous", "readonly")
+
+
+def plain_views(buffers: Sequence[SupportsBuffer]) -> list[memoryview] | None:
+    """
+    Return views of buffers that are all writable bytes, one behind the other; None if one is not.
+
+    A tenth of what :func:`writable` takes for each; that says which is wrong, and how.
+    """
+    try:
+        views: list[memoryview] = [memoryview(buffer) for buffer in buffers]
+    except (TypeError, ValueError):
+        return None
+    if {*map(_LAYOUT, views)} == {("B", 1, True, False)}:
+        return views
+    for view in views:
+        view.release()
+    return None
 
 
 def writable(buffer: SupportsBuffer, name: str = "buffer") -> memoryview:

@@ -309,6 +309,7 @@ class CompletionTask:
 
     def _settle_all(self, completions: Iterable[int]) -> None:
         slots = self._slots
+        settled = 0
         pairs = iter(completions)
         for user_data, res in zip(pairs, pairs):
             if user_data & CANCEL:
@@ -319,17 +320,17 @@ class CompletionTask:
             operation = operation_or_none
             if operation.is_gathered:
                 assert user_data == operation.user_data, "C2: a completion of an older operation, or a second one"
-                self._completions += res
-                self._room += res
+                settled += res
                 operation.unsettled -= res
                 if not operation.unsettled:
                     self._release(operation)
                     self._loop.wake(operation)
                 continue
             assert user_data & ~MEMBER_MASK == operation.user_data, "C2: a completion of an older operation"
-            self._completions += 1
-            self._room += 1
+            settled += 1
             self._settle(operation, member_of(user_data), res)
+        self._completions += settled
+        self._room += settled
 
     def _put_back(self, targets: list[int], ready: list[tuple[Operation, int, int]], taken: int) -> None:
         """Keep for the next turn what the driver had no space for: nothing is dropped (C5)."""

@@ -31,9 +31,6 @@ from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
 from ._waiters import Loop, current_loop
 
-_INT = frozenset({int})
-_BYTEARRAY = frozenset({bytearray})
-
 _current: ContextVar[AsyncIoManager | None] = ContextVar("anyio_uring.current", default=None)
 
 
@@ -457,9 +454,9 @@ class AsyncIoManager:
         """
         self._task.check()
         items = list(requests)
-        if plain := _arguments.columns(items, _INT):
+        if plain := _arguments.columns(items):
             fds, lengths, offsets = plain
-            if min(lengths) > 1 and max(lengths) <= TRANSFER_MAX:
+            if {*map(type, lengths)} == {int} and min(lengths) > 1 and max(lengths) <= TRANSFER_MAX:
                 memories = self._driver.allocate_batch(lengths)
                 counts = await self._task.perform(Batch(Opcode.READ, fds, memories, offsets))
                 if counts == [*lengths]:
@@ -502,9 +499,10 @@ class AsyncIoManager:
         """
         self._task.check()
         items = list(requests)
-        if plain := _arguments.columns(items, _BYTEARRAY):
-            fds, buffers, offsets = plain
-            views: list[memoryview] = [memoryview(buffer) for buffer in buffers]
+        plain = _arguments.columns(items)
+        views = _buffers.plain_views(plain[1]) if plain else None
+        if plain and views:
+            fds, _, offsets = plain
             try:
                 lengths = [*map(len, views)]
                 if max(lengths) <= TRANSFER_MAX:

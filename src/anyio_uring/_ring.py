@@ -178,7 +178,7 @@ def _unavailable(code: int, what: str) -> UringUnavailableError:
     return UringUnavailableError(code, reason)
 
 
-def _would_hold_the_loop(request: Request) -> bool:
+def _would_hold_the_loop(fd: int, size: int, *, is_write: bool) -> bool:
     """
     Whether to leave a transfer to a worker of the kernel (``IOSQE_ASYNC``), because trying it inline could block.
 
@@ -187,16 +187,13 @@ def _would_hold_the_loop(request: Request) -> bool:
     ``io_uring_enter(2)``: 64 MiB took 14 ms, and 0.01 ms with a worker.  Not of pipes and sockets, which may wait
     for ever: each would hold a worker where a poll holds none.
     """
-    is_write = request.opcode in _WRITES
-    if not is_write and request.size <= _INLINE_COPY_MAX:
-        return False
     try:
-        mode = os.fstat(request.fd).st_mode
+        mode = os.fstat(fd).st_mode
     except OSError:
         return False  # the kernel says what is wrong with it
     if stat.S_ISCHR(mode):
         return is_write
-    return request.size > _INLINE_COPY_MAX and (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
+    return size > _INLINE_COPY_MAX and (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
 
 
 def _is_disk(fd: int) -> bool:
@@ -374,20 +371,24 @@ class UringDriver:
     def _prepare_one(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
         memory = request.memory
         head = int(request.opcode)
-        if request.force_async or (memory is not None and _would_hold_the_loop(request)):
-            head |= _SQE_ASYNC << 8
         if memory is None:
+            if request.force_async:
+                head |= _SQE_ASYNC << 8
             return (user_data, 0, 0, 0, request.fd, request.op_flags, head), request
         ffi = self._ffi
         if isinstance(memory, list):
             pins = [ffi.from_buffer(view) for view in memory]
             vector = ffi.new("au_iovec[]", [(int(ffi.cast("uintptr_t", pin)), len(pin)) for pin in pins])
-            address, length = int(ffi.cast("uintptr_t", vector)), len(pins)
-            pin: object = (pins, vector, request)
+            address, length, size = int(ffi.cast("uintptr_t", vector)), len(pins), request.size
+            pin: object = (pins, vector)
         else:
-            data = ffi.from_buffer(memory)
-            address, length = int(ffi.cast("uintptr_t", data)), len(data)
-            pin = (data, request)
+            pin = data = ffi.from_buffer(memory)
+            address = int(ffi.cast("uintptr_t", data))
+            length = size = len(data)
+        is_write = head in _WRITES
+        may_hold = is_write or size > _INLINE_COPY_MAX
+        if request.force_async or (may_hold and _would_hold_the_loop(request.fd, size, is_write=is_write)):
+            head |= _SQE_ASYNC << 8
         return (user_data, address, request.offset, length, request.fd, request.op_flags, head), pin
 
     def _pack(self, rows: Sequence[tuple[int, ...]]) -> bytes:
