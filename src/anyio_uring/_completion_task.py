@@ -29,8 +29,8 @@ C4  Not yet submitted. Cancelled while only staged: it never reaches the kernel.
 C5  In the kernel. Cancelled: one ASYNC_CANCEL per member, never dropped, then a shielded wait for
     the operation's own completions.  No timeout, nothing abandoned.  The cancel request's own
     result decides nothing.
-C6  Truth. The operation's own results decide: where a member answers ``-ECANCELED`` (or ``-EINTR``
-    after a cancel) the cancellation is raised; anything else is returned, and the scope cancels
+C6  Truth. The operation's own results decide: where a member answers ``-ECANCELED`` (or, after a
+    cancel, what would be asked again, as ``-EINTR``) the cancellation is raised; anything else is returned, and the scope cancels
     at its next checkpoint.
 C7  Native asyncio cancellation passes through anyio's shields: the wait survives it, and it is
     neither lost nor repeated (see :mod:`anyio_uring._waiters`).
