@@ -236,15 +236,18 @@ class AsyncIoManager:
         cancellation between them is raised.
         """
         file = None
-        if not (type(fd) is int and type(length) is int and type(offset) is int) or fd < 0 or offset < 0 or length < 0:
+        # What _arguments.read() would find, 0.6 us sooner.
+        if not (type(fd) is int and type(length) is int and type(offset) is int) or not (
+            0 <= fd <= FD_MAX and 0 <= length <= TRANSFER_MAX and 0 <= offset <= OFFSET_MAX
+        ):
             fd, file, length, offset = _arguments.read(fd, length, offset)
         inline = self._inline
         passed = False
         if (
             inline is not None
             and 1 < length <= INLINE_BYTES_MAX
-            and 0 <= offset <= OFFSET_MAX
-            and 0 <= fd <= FD_MAX
+            and offset >= 0
+            and fd >= 0
             and (fd not in inline.pauses or inline.is_likely(fd))
         ):
             # The page cache may have it.  Flat, for every call would be a tenth of the whole.
@@ -261,8 +264,6 @@ class AsyncIoManager:
             inline.note_miss(fd)
             passed = True
         else:
-            if file is None:
-                fd, file, length, offset = _arguments.read(fd, length, offset)
             memory = self._allocate(length)
             if length > TRANSFER_MAX:
                 self._task.check()
@@ -462,14 +463,14 @@ class AsyncIoManager:
                 if counts == [*lengths]:
                     return memories.objects if self._memory_type is bytes else [*map(bytes, memories.objects)]
                 results = [
-                    _arguments.to_bytes(memory, count) if count >= 0 else _arguments.error(count, None)
-                    for memory, count in zip(memories.objects, counts)
+                    _arguments.to_bytes(memory, outcome) if isinstance(outcome, int) else outcome
+                    for memory, outcome in zip(memories.objects, map(_arguments.outcome, counts))
                 ]
                 return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
         asked = _arguments.batch("read_batch", "(fd, length, offset)", items, self._read_request)
         results = [
-            _arguments.to_bytes(request.memory, count) if isinstance(count, int) else count
-            for request, count in zip(asked, await self._batch(asked))
+            _arguments.to_bytes(request.memory, outcome) if isinstance(outcome, int) else outcome
+            for request, outcome in zip(asked, await self._batch(asked))
         ]
         return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
 
@@ -503,16 +504,16 @@ class AsyncIoManager:
         views = _buffers.plain_views(plain[1]) if plain else None
         if plain and views:
             fds, _, offsets = plain
+            memories = Memories(views, [*map(len, views)])
             try:
-                lengths = [*map(len, views)]
-                if max(lengths) <= TRANSFER_MAX:
-                    results = await self._task.perform(Batch(Opcode.READ, fds, Memories(views, lengths), offsets))
+                if max(memories.lengths) <= TRANSFER_MAX:
+                    results = await self._task.perform(Batch(Opcode.READ, fds, memories, offsets))
                     if min(results) >= 0:
                         return results
-                    outcomes = [res if res >= 0 else _arguments.error(res, None) for res in results]
+                    outcomes = [*map(_arguments.outcome, results)]
                     return _arguments.settled("readinto_batch", outcomes, return_exceptions=return_exceptions)
             finally:
-                _release(views)
+                memories.release()
         asked = _arguments.batch("readinto_batch", "(fd, buffer, offset)", items, _readinto_request)
         counts = await self._batch(asked)
         return _arguments.settled("readinto_batch", counts, return_exceptions=return_exceptions)
@@ -614,12 +615,10 @@ class AsyncIoManager:
         try:
             results: list[int | OSError] = []
             for request, res in zip(requests, await self._task.perform(first_parts)):
-                if res < 0:
-                    results.append(_arguments.error(res, request.file))
-                elif res == TRANSFER_MAX and request.is_long:
+                if res == TRANSFER_MAX and request.is_long:
                     results.append(await self._transfer_parts(request, res))
                 else:
-                    results.append(res)
+                    results.append(_arguments.outcome(res, request.file))
             return results
         finally:
             for request in itertools.chain(requests, first_parts):
@@ -637,15 +636,6 @@ class AsyncIoManager:
             return done
         finally:
             request.release()
-
-
-def _release(views: list[memoryview]) -> None:
-    """Give up the exports of a batch; see :meth:`Request.release`."""
-    try:
-        for view in views:
-            view.release()
-    except BufferError:  # a driver still holds them: the owner has crashed (C11)
-        return
 
 
 def _readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> Request:

@@ -157,7 +157,7 @@ class ThreadDriver:
     ) -> tuple[int, Sequence[int]]:
         rows = [row for of_operation, first, last in segments for row in of_operation[first:last]]
         answered: list[int] = []
-        left = self._read_cached(rows, answered) if self._inline is not None and len(rows) > 1 else rows
+        left = self._answer_cached(rows, answered) if self._inline is not None and len(rows) > 1 else rows
         with self._lock:
             if self._crash is not None:
                 raise self._crash
@@ -170,7 +170,7 @@ class ThreadDriver:
             self._wake_workers()
         return len(targets) + len(rows), answered + done if answered else done
 
-    def _read_cached(self, rows: list[_Row], answered: list[int]) -> list[_Row]:
+    def _answer_cached(self, rows: list[_Row], answered: list[int]) -> list[_Row]:
         """Answer what the page cache can answer, a bounded amount of it, and return the other rows."""
         inline = self._inline
         assert inline is not None

@@ -6,14 +6,12 @@ Knows no driver, no event loop and no life cycle: see :mod:`anyio_uring._complet
 from __future__ import annotations
 
 import errno
-import os
-import stat
 from typing import Any, Final
 
 import attrs
 
 from ._driver import Results, Rows
-from ._requests import Request, Requests
+from ._requests import DISKS, Request, Requests, file_type
 
 CANCELED: Final = -errno.ECANCELED
 _INTERRUPTED: Final = -errno.EINTR
@@ -53,13 +51,7 @@ def is_transient(request: Request, res: int) -> bool:
         return False
     if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
         return True
-    if res != _TRY_AGAIN:
-        return False
-    try:
-        mode = os.fstat(request.fd).st_mode
-    except OSError:
-        return False
-    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+    return res == _TRY_AGAIN and file_type(request.fd) in DISKS
 
 
 def repeat(request: Request, res: int) -> Request:

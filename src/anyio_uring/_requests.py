@@ -7,7 +7,9 @@ waits, or how a driver carries it out.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, Union
 
 import attrs
@@ -98,15 +100,7 @@ class Request:
 
         Memory that a driver still holds stays exported: after a crash of the owner, for ever (C11).
         """
-        memory = self.memory
-        try:
-            if type(memory) is memoryview:
-                memory.release()
-            elif isinstance(memory, list):
-                for view in memory:
-                    view.release()
-        except BufferError:
-            return
+        _release(self.memory if isinstance(self.memory, list) else (self.memory,))
 
     def advanced(self, done: int) -> int:
         """Return the offset behind ``done`` bytes; the file position (-1) moves by itself."""
@@ -116,9 +110,9 @@ class Request:
 @attrs.define(eq=False)
 class Memories:
     """
-    New memory of a batch.
+    The memory of a batch: new, or callers'.
 
-    :ivar objects: ``bytes`` or ``bytearray``
+    :ivar objects: ``bytes`` or ``bytearray``; views of what belongs to callers
     :ivar lengths: of each
     :ivar addresses: of each, as packed unsigned 64-bit ints, where the driver knows them
     """
@@ -126,6 +120,10 @@ class Memories:
     objects: list[Any]
     lengths: Sequence[int]
     addresses: bytes | None = None
+
+    def release(self) -> None:
+        """Give up the exports of callers' memory, as :meth:`Request.release` does."""
+        _release(self.objects)
 
 
 @attrs.define(eq=False)
@@ -152,6 +150,27 @@ class Batch:
 
 
 Requests = Union[Sequence[Request], Batch]
+
+
+def file_type(fd: int) -> int:
+    """Return the type bits of a descriptor's file (``stat.S_IFREG`` ...); 0 if it cannot be asked."""
+    try:
+        return stat.S_IFMT(os.fstat(fd).st_mode)
+    except OSError:
+        return 0
+
+
+# Files whose transfers end by themselves: they cannot block for ever.
+DISKS: Final = frozenset({stat.S_IFREG, stat.S_IFBLK})
+
+
+def _release(memories: Iterable[Any]) -> None:
+    for memory in memories:
+        if type(memory) is memoryview:
+            try:
+                memory.release()
+            except BufferError:  # a driver holds this one still
+                continue
 
 
 def _vectors(views: list[memoryview]) -> Iterator[list[memoryview]]:

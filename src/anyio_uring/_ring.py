@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
-from ._requests import Batch, Memories, Opcode, Request, Requests
+from ._requests import DISKS, Batch, Memories, Opcode, Request, Requests, file_type
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
@@ -187,21 +187,8 @@ def _would_hold_the_loop(fd: int, size: int, *, is_write: bool) -> bool:
     ``io_uring_enter(2)``: 64 MiB took 14 ms, and 0.01 ms with a worker.  Not of pipes and sockets, which may wait
     for ever: each would hold a worker where a poll holds none.
     """
-    try:
-        mode = os.fstat(fd).st_mode
-    except OSError:
-        return False  # the kernel says what is wrong with it
-    if stat.S_ISCHR(mode):
-        return is_write
-    return size > _INLINE_COPY_MAX and (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
-
-
-def _is_disk(fd: int) -> bool:
-    try:
-        mode = os.fstat(fd).st_mode
-    except OSError:
-        return False
-    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+    kind = file_type(fd)
+    return (is_write and kind == stat.S_IFCHR) or (size > _INLINE_COPY_MAX and kind in DISKS)
 
 
 def _find_bytes_data(ffi: Any) -> int:
@@ -351,7 +338,9 @@ class UringDriver:
             MEMBER,
             batch.opcode,
             # As for a single one: 256 reads of 64 KiB, cached, would hold the loop for 4 ms.
-            _SQE_ASYNC if sum(lengths) > _INLINE_BATCH_COPY_MAX and all(map(_is_disk, {*batch.fds})) else 0,
+            _SQE_ASYNC
+            if sum(lengths) > _INLINE_BATCH_COPY_MAX and DISKS.issuperset(map(file_type, {*batch.fds}))
+            else 0,
             struct.pack(f"{count}i", *batch.fds),
             struct.pack(f"{count}I", *lengths),
             struct.pack(f"{count}q", *batch.offsets),
