@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -108,8 +109,11 @@ class ScriptedDriver:
             rows += of_operation[first:last]
         taken = rows[: min(self.rows_max, self.rows_left)]
         self.rows_left -= len(taken)
+        not_found: list[int] = []
         for user_data, request, target in taken:
-            if request is None:
+            if request is None and target not in self.pending:
+                not_found += user_data, -errno.ENOENT
+            elif request is None:
                 self.cancels[user_data] = target
             else:
                 self.pending[user_data] = request
@@ -117,7 +121,7 @@ class ScriptedDriver:
         if self._done:
             os.read(self._out, 4096)
         done, self._done = self._done, []
-        return len(taken), done
+        return len(taken), done + not_found
 
     def close(self) -> None:
         if not self.is_closed:
@@ -155,7 +159,8 @@ async def scripted(depth: int = 8) -> AsyncIterator[tuple[ScriptedDriver, Comple
         while True:
             await until(lambda: bool(driver.cancels))
             target = driver.complete_cancel(0)
-            driver.complete(-125, list(driver.pending).index(target))
+            if target in driver.pending:
+                driver.complete(-125, list(driver.pending).index(target))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(task.run)

@@ -28,7 +28,7 @@ C3  Limit. In flight never exceeds ``depth``, and with the cancel requests never
 C4  Not yet submitted. Cancelled while only staged: it never reaches the kernel.
 C5  In the kernel. Cancelled: one ASYNC_CANCEL per member, never dropped, then a shielded wait for
     the operation's own completions.  No timeout, nothing abandoned.  The cancel request's own
-    result decides nothing.
+    result decides nothing; if it comes back alone, it is sent again (:meth:`_cancel_again`).
 C6  Truth. The operation's own results decide: where a member answers ``-ECANCELED`` (or, after a
     cancel, what would be asked again, as ``-EINTR``) the cancellation is raised; anything else is returned, and the scope cancels
     at its next checkpoint.
@@ -51,6 +51,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from threading import get_ident
+from typing import Final
 
 import anyio
 import attrs
@@ -73,6 +74,9 @@ from ._requests import Requests
 from ._stats import IoStatistics
 from ._waiters import Cancellation, Loop
 
+# Seconds between two cancel requests for one member.
+_CANCEL_AGAIN_AFTER: Final = 0.02
+
 
 @attrs.define(eq=False)
 class _Drained:
@@ -89,6 +93,7 @@ class CompletionTask:
         "__weakref__",
         "_cancellations",
         "_cancels",
+        "_cancels_back",
         "_cancels_in_flight",
         "_cancels_max",
         "_completions",
@@ -140,8 +145,9 @@ class CompletionTask:
         self._staged: list[tuple[Operation, int, int]] = []
         self._ready: list[tuple[Operation, int, int]] = []
         self._is_announced = False  # whether _make_staged_ready() is on its way
-        # User data of members to cancel.
+        # User data of members to cancel; and of those whose cancel request came back before they did.
         self._cancels: deque[int] = deque()
+        self._cancels_back: list[int] = []
         self._cancels_in_flight = 0
         self._in_flight_max = 0
 
@@ -293,7 +299,6 @@ class CompletionTask:
                 segments.append((operation.rows, first, last))
         self._submissions += count
         self._cancels_in_flight += len(targets)
-        self._cancellations += len(targets)
         self._in_flight_max = max(self._in_flight_max, self._submissions - self._completions)
         assert self._submissions - self._completions <= self._depth, "C3: more in flight than depth"
 
@@ -310,10 +315,11 @@ class CompletionTask:
     def _settle_all(self, completions: Iterable[int]) -> None:
         slots = self._slots
         settled = 0
+        cancels_back: list[int] = []
         pairs = iter(completions)
         for user_data, res in zip(pairs, pairs):
             if user_data & CANCEL:
-                self._cancels_in_flight -= 1  # C5: its result decides nothing
+                cancels_back.append(user_data & ~CANCEL)  # C5: its result decides nothing
                 continue
             operation_or_none = slots[user_data & SLOT_MASK]
             assert operation_or_none is not None, "C2: a completion of an operation that has settled"
@@ -321,23 +327,22 @@ class CompletionTask:
             if operation.is_gathered:
                 assert user_data == operation.user_data, "C2: a completion of an older operation, or a second one"
                 settled += res
-                operation.unsettled -= res
-                if not operation.unsettled:
-                    self._release(operation)
-                    self._loop.wake(operation)
+                self._count_off(operation, res)
                 continue
             assert user_data & ~MEMBER_MASK == operation.user_data, "C2: a completion of an older operation"
             settled += 1
             self._settle(operation, member_of(user_data), res)
         self._completions += settled
         self._room += settled
+        if cancels_back:
+            self._cancels_in_flight -= len(cancels_back)
+            self._send_again_later(filter(self._is_unsettled, cancels_back))
 
     def _put_back(self, targets: list[int], ready: list[tuple[Operation, int, int]], taken: int) -> None:
         """Keep for the next turn what the driver had no space for: nothing is dropped (C5)."""
         cancels_left = targets[taken:]
         self._cancels.extendleft(reversed(cancels_left))
         self._cancels_in_flight -= len(cancels_left)
-        self._cancellations -= len(cancels_left)
         position = len(targets)
         for operation, first, last in ready:
             if operation.is_dropped:
@@ -460,10 +465,14 @@ class CompletionTask:
         self._doorbell.ring()
 
     def _settle(self, operation: Operation, member: int, res: int) -> None:
-        """Give a member its result; with the last one, let go of the pins and wake the waiter."""
+        """Give a member its result."""
         assert operation.results[member] == NO_RESULT, "C2: a second completion"
         operation.results[member] = res
-        operation.unsettled -= 1
+        self._count_off(operation, 1)
+
+    def _count_off(self, operation: Operation, members: int) -> None:
+        """Take note that members have their results; with the last one, let go of the pins and wake the waiter."""
+        operation.unsettled -= members
         if not operation.unsettled:
             self._release(operation)
             self._loop.wake(operation)
@@ -512,11 +521,13 @@ class CompletionTask:
                 self._room += last - first
         self._ready = [segment for segment in self._ready if segment[0] is not operation]
         self._staged = [segment for segment in self._staged if segment[0] is not operation]
-        self._cancels.extend(
+        targets = [
             operation.user_data + member * MEMBER
             for member, res in enumerate(operation.results)
             if res == NO_RESULT and member not in unsent
-        )
+        ]
+        self._cancels += targets
+        self._cancellations += len(targets)
         for member in sorted(unsent):
             self._settle(operation, member, CANCELED)
         self._give_room()
@@ -527,12 +538,34 @@ class CompletionTask:
         targets: list[int] = []
         while self._cancels and self._cancels_in_flight + len(targets) < self._cancels_max:
             target = self._cancels.popleft()
-            operation = self._slots[target & SLOT_MASK]
-            if operation is None or operation.user_data != target & ~MEMBER_MASK:
-                continue  # the whole operation has settled
-            if operation.results[member_of(target)] == NO_RESULT:
+            if self._is_unsettled(target):
                 targets.append(target)
         return targets
+
+    def _is_unsettled(self, target: int) -> bool:
+        operation = self._slots[target & SLOT_MASK]
+        if operation is None or operation.user_data != target & ~MEMBER_MASK:
+            return False  # the whole operation has settled
+        return bool(operation.results[member_of(target)] == NO_RESULT)
+
+    def _send_again_later(self, targets: Iterable[int]) -> None:
+        is_announced = bool(self._cancels_back)
+        self._cancels_back += targets
+        if self._cancels_back and not is_announced:
+            self._doorbell.call_later(_CANCEL_AGAIN_AFTER, self._cancel_again)
+
+    def _cancel_again(self) -> None:
+        """
+        Send a second cancel request for a member that outlived the first.
+
+        The kernel (seen on Linux 6.18) loses one that meets a worker of io-wq at the wrong moment: it answers
+        ``EALREADY`` or ``ENOENT``, and the worker then lets the operation wait for a poll, uncancelled; a
+        write to a full terminal would wait for ever.  What is merely slow is asked in vain.
+        """
+        self._cancels += filter(self._is_unsettled, self._cancels_back)
+        self._cancels_back.clear()
+        if self._cancels:
+            self._doorbell.ring()
 
     def _decide(self, operation: Operation, cancellation: Cancellation | None) -> list[int]:
         """Say what became of an operation: results, the cancellation, or an error (C6)."""

@@ -31,7 +31,7 @@ class IoStatistics:
     waiting: int
     """Callers that wait for room now, because ``depth`` operations are in flight."""
     cancellations: int
-    """Cancel requests (``IORING_OP_ASYNC_CANCEL``) sent to the driver."""
+    """Operations in flight that the driver was asked to cancel (``IORING_OP_ASYNC_CANCEL``)."""
     resubmissions: int
     """Operations asked again because the kernel answered ``EINTR`` or a regular file ``EAGAIN``."""
     inline_reads: int = 0

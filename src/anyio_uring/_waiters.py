@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 import anyio
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
     from trio.lowlevel import Abort, RaiseCancelT, Task
 
 
@@ -75,7 +76,11 @@ class Doorbell(Protocol):
         ...
 
     def watching(self, fd: int) -> Any:
-        """Return an async context manager in which a readable ``fd`` rings."""
+        """Return an async context manager in which a readable ``fd`` rings, and :meth:`call_later` works."""
+        ...
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back once, by the event loop's clock, unless :meth:`watching` has ended by then."""
         ...
 
 
@@ -206,12 +211,13 @@ class _TrioCancellation:
 
 
 class _TrioDoorbell:
-    __slots__ = ("_lowlevel", "_rung", "_sleeper")
+    __slots__ = ("_lowlevel", "_rung", "_sleeper", "_tasks")
 
     def __init__(self, lowlevel: Any) -> None:
         self._lowlevel = lowlevel
         self._rung = False
         self._sleeper: Task | None = None
+        self._tasks: TaskGroup | None = None
 
     def ring(self) -> None:
         self._rung = True
@@ -231,19 +237,27 @@ class _TrioDoorbell:
 
     @asynccontextmanager
     async def watching(self, fd: int) -> AsyncIterator[None]:
-        async def watch() -> None:
-            while True:
-                await self._lowlevel.wait_readable(fd)
-                self.ring()
-                # The owner drains in the pass that starts now; poll again behind it.
-                await self._lowlevel.checkpoint()
-
-        async with anyio.create_task_group() as watcher:
-            watcher.start_soon(watch)
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._lowlevel.enable_ki_protection(self._watch), fd)
             try:
                 yield
             finally:
-                watcher.cancel_scope.cancel()
+                self._tasks.cancel_scope.cancel()
+
+    async def _watch(self, fd: int) -> None:
+        while True:
+            await self._lowlevel.wait_readable(fd)
+            self.ring()
+            # The owner drains in the pass that starts now; poll again behind it.
+            await self._lowlevel.checkpoint()
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        assert self._tasks is not None, "nobody watches"
+        self._tasks.start_soon(self._lowlevel.enable_ki_protection(self._call_later), seconds, callback)
+
+    async def _call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        await anyio.sleep(seconds)
+        callback()
 
 
 # --- asyncio ------------------------------------------------------------------------------------
@@ -365,12 +379,13 @@ def _cancel_again(task: asyncio.Task[Any], requests: int, message: tuple[Any, ..
 
 
 class _AsyncioDoorbell:
-    __slots__ = ("_loop", "_rung", "_sleeper")
+    __slots__ = ("_loop", "_rung", "_sleeper", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._rung = False
         self._sleeper: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def ring(self) -> None:
         self._rung = True
@@ -397,3 +412,8 @@ class _AsyncioDoorbell:
             yield
         finally:
             self._loop.remove_reader(fd)
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._timer = self._loop.call_later(seconds, callback)
