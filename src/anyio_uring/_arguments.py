@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Union
 
@@ -69,17 +70,15 @@ def columns(items: list[tuple[Any, Any, Any]]) -> tuple[Sequence[int], Sequence[
     Return the columns of a batch whose descriptors and offsets are plain: ints, in range.
 
     None if one is not: :func:`batch` then says which, or makes of it what it can.  It takes 0.3 us an
-    item, and this one tenth.
+    item, and this a quarter.
     """
     try:
         fds, middle, offsets = zip(*items, strict=True)
-    except (TypeError, ValueError):
+        # Packing says in 3 us of 256 numbers whether they are ints and in range.
+        struct.pack(f"{len(items)}i{len(items)}q", *fds, *offsets)
+    except (TypeError, ValueError, struct.error):
         return None
-    if {*map(type, fds)} != {int} or {*map(type, offsets)} != {int}:
-        return None
-    if min(fds) < 0 or max(fds) > FD_MAX or min(offsets) < 0 or max(offsets) > OFFSET_MAX:
-        return None
-    return fds, middle, offsets
+    return (fds, middle, offsets) if min(fds) >= 0 and min(offsets) >= 0 else None
 
 
 def batch(

@@ -54,10 +54,10 @@ def plain_views(buffers: Sequence[SupportsBuffer]) -> list[memoryview] | None:
     A tenth of what :func:`writable` takes for each; that says which is wrong, and how.
     """
     try:
-        views: list[memoryview] = [memoryview(buffer) for buffer in buffers]
+        views: list[memoryview] = [*map(memoryview, buffers)]
     except (TypeError, ValueError):
         return None
-    if {*map(_LAYOUT, views)} == {("B", 1, True, False)}:
+    if {*map(type, buffers)} == {bytearray} or {*map(_LAYOUT, views)} == {("B", 1, True, False)}:
         return views
     for view in views:
         view.release()

@@ -325,11 +325,11 @@ class UringDriver:
         """Pack a batch's rows in C, from columns: 0.3 us a row, where one by one takes 1.7."""
         lengths = batch.memories.lengths
         count = len(lengths)
-        pins: list[Any] = batch.memories.objects
         addresses = batch.memories.addresses
         if addresses is None:
-            pins = [*map(self._ffi.from_buffer, pins)]
-            addresses = bytes(self._ffi.buffer(self._ffi.new("void *[]", pins)))
+            addresses, found = bytes(8 * count), bytes(4 * count)
+            if self._lib.au_find_memory(id(batch.memories.objects), addresses, found, count) < 0:
+                raise ValueError("a batch's buffers are to be writable and contiguous")
         rows = bytes(count * _ROW_SIZE)  # nobody else has seen it: C may fill it
         self._lib.au_pack(
             rows,
@@ -346,7 +346,7 @@ class UringDriver:
             struct.pack(f"{count}q", *batch.offsets),
             addresses,
         )
-        return rows, pins
+        return rows, batch.memories.objects
 
     def _gather(self, user_data: int, count: int) -> Any:
         """Let C collect the results of an operation's members: Python hears of them once a turn."""

@@ -58,6 +58,9 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
 /* Put new bytes objects into a list of `count` items (its id()), and say where their content is; nobody
  * else has seen them, so C may fill them.  Lengths are 2 or more: shorter ones may be shared. */
 int au_new_bytes(uintptr_t list, const char *lengths, char *addresses, uint32_t count);
+/* Say where the memory of a list's items (its id()) is, and how long it is. -1 if one is read-only or
+ * not contiguous. The caller holds an export of each. */
+int au_find_memory(uintptr_t list, char *addresses, char *lengths, uint32_t count);
 /* Rows of a batch from its columns: packed[i] is the row of user_data + i * member. */
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
             uint8_t sqe_flags, const char *fds, const char *lengths, const char *offsets, const char *addresses);
