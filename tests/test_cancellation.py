@@ -428,16 +428,16 @@ async def test_a_batch_cancelled_while_the_driver_has_taken_a_part_of_it() -> No
 async def test_no_more_cancel_requests_than_the_completion_queue_can_hold() -> None:
     """C3: in flight, cancel requests included, never exceeds the completion queue."""
     async with scripted(depth=4) as (driver, task), anyio.create_task_group() as tasks:
-        for _ in range(2):
+        for asked in (4, 8):
             scope = anyio.CancelScope()
             tasks.start_soon(partial(_perform, task, [], scope, requests=4))
             await until(lambda: len(driver.pending) == 4)
             scope.cancel()
+            await until(lambda asked=asked: task.statistics().cancellations == asked)  # type: ignore[misc]
             await until(lambda: len(driver.cancels) == 4)
             for _ in range(4):  # the operations settle, their cancel requests stay
                 driver.complete(ECANCELED)
             await until(lambda scope=scope: scope.cancelled_caught)  # type: ignore[misc]
-        assert task.statistics().cancellations == 8
         assert len(driver.cancels) == 4
         while driver.cancels:
             driver.complete_cancel(ENOENT)

@@ -54,7 +54,7 @@ def plain_views(buffers: Sequence[SupportsBuffer]) -> list[memoryview] | None:
     A tenth of what :func:`writable` takes for each; that says which is wrong, and how.
     """
     try:
-        views: list[memoryview] = [*map(memoryview, buffers)]
+        views: list[memoryview] = [*map(memoryview, buffers)]  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
     if {*map(type, buffers)} == {bytearray} or {*map(_LAYOUT, views)} == {("B", 1, True, False)}:

@@ -255,7 +255,8 @@ class CompletionTask:
         self._is_running = True
         with anyio.CancelScope(shield=True):  # C11
             try:
-                async with self._doorbell.watching(self._driver.fileno()):
+                # Drained where it is seen to be readable: waking this task for it would take one more pass.
+                async with self._doorbell.watching(self._driver.fileno(), self._turn):
                     await self._serve()
             finally:
                 if self._drained is not None:

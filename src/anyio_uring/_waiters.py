@@ -75,8 +75,8 @@ class Doorbell(Protocol):
         """Sleep until rung."""
         ...
 
-    def watching(self, fd: int) -> Any:
-        """Return an async context manager in which a readable ``fd`` rings, and :meth:`call_later` works."""
+    def watching(self, fd: int, on_readable: Callable[[], None]) -> Any:
+        """Return an async context manager in which a readable ``fd`` calls back, and :meth:`call_later` works."""
         ...
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
@@ -236,20 +236,18 @@ class _TrioDoorbell:
         self._rung = False
 
     @asynccontextmanager
-    async def watching(self, fd: int) -> AsyncIterator[None]:
+    async def watching(self, fd: int, on_readable: Callable[[], None]) -> AsyncIterator[None]:
         async with anyio.create_task_group() as self._tasks:
-            self._tasks.start_soon(self._lowlevel.enable_ki_protection(self._watch), fd)
+            self._tasks.start_soon(self._lowlevel.enable_ki_protection(self._watch), fd, on_readable)
             try:
                 yield
             finally:
                 self._tasks.cancel_scope.cancel()
 
-    async def _watch(self, fd: int) -> None:
+    async def _watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         while True:
             await self._lowlevel.wait_readable(fd)
-            self.ring()
-            # The owner drains in the pass that starts now; poll again behind it.
-            await self._lowlevel.checkpoint()
+            on_readable()
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         assert self._tasks is not None, "nobody watches"
@@ -406,8 +404,8 @@ class _AsyncioDoorbell:
         self._rung = False
 
     @asynccontextmanager
-    async def watching(self, fd: int) -> AsyncIterator[None]:
-        self._loop.add_reader(fd, self.ring)
+    async def watching(self, fd: int, on_readable: Callable[[], None]) -> AsyncIterator[None]:
+        self._loop.add_reader(fd, on_readable)
         try:
             yield
         finally:
