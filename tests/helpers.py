@@ -75,6 +75,7 @@ class ScriptedDriver:
         # {user data of the cancel request: user data of its target} without a completion
         self.cancels: dict[int, int] = {}
         self.taken: list[Request] = []  # every request ever taken, in order
+        self.sizes: list[int] = []  # of them
         self._done: list[int] = []
         self._out, self._in = os.pipe()
         os.set_blocking(self._out, False)
@@ -118,6 +119,7 @@ class ScriptedDriver:
             else:
                 self.pending[user_data] = request
                 self.taken.append(request)
+                self.sizes.append(request.size)
         if self._done:
             os.read(self._out, 4096)
         done, self._done = self._done, []

@@ -173,11 +173,12 @@ class CompletionTask:
         if self._crash is not None:
             raise self._broken()
 
-    async def perform(self, requests: Requests, *, has_passed: bool = False) -> list[int]:
+    async def perform(self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False) -> list[int]:
         """
         Carry out requests as one operation and return their results, in order.
 
         :param has_passed: that the task has passed a cancellation point in this very step (C1)
+        :param is_chain: that requests are linked, ``depth`` of them at most: they are submitted together or not yet
         :return: for each request its result, or ``-errno``; never a bare cancellation (C6)
         """
         self.check()
@@ -186,7 +187,7 @@ class CompletionTask:
             return []
         if len(requests) > MEMBERS_MAX:
             raise ValueError(f"a batch takes at most {MEMBERS_MAX} requests, not {len(requests)}: split it")
-        operation = self._admit(requests, has_passed=has_passed)
+        operation = self._admit(requests, together=len(requests) if is_chain else 1, has_passed=has_passed)
         try:
             cancellation = await self._loop.sleep(operation, self._abort)
         except BaseException:
@@ -197,7 +198,7 @@ class CompletionTask:
             return operation.results  # type: ignore[no-any-return]
         results = self._decide(operation, cancellation)
         if cancellation is None:
-            await self._ask_again(requests, results)
+            await self._ask_again(requests, results, is_chain=is_chain)
         return results
 
     def statistics(self) -> IoStatistics:
@@ -395,8 +396,10 @@ class CompletionTask:
 
     def _give_room(self) -> None:
         """Hand out room to operations whose members wait for it, in order."""
-        while self._room and self._queue:
+        while self._queue:
             operation = next(iter(self._queue))
+            if self._room < operation.together:
+                break
             if operation.rows is None:
                 try:
                     self._prepare(operation)
@@ -413,11 +416,12 @@ class CompletionTask:
 
     # --- the life of an operation ---------------------------------------------------------------
 
-    def _admit(self, requests: Requests, *, has_passed: bool) -> Operation:
+    def _admit(self, requests: Requests, *, together: int, has_passed: bool) -> Operation:
         """Take a slot, pin the memory and stage, as far as there is room; the rest waits for it."""
+        assert together <= self._depth, "C3: a chain longer than depth would wait for ever"
         count = len(requests)
-        operation = Operation(requests, [NO_RESULT] * count, count)
-        if self._room and not self._queue:
+        operation = Operation(requests, [NO_RESULT] * count, count, together)
+        if self._room >= together and not self._queue:
             self._prepare(operation)
             segment = self._take_room(operation)
             if has_passed:
@@ -583,10 +587,14 @@ class CompletionTask:
             raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
         return results
 
-    async def _ask_again(self, requests: Requests, results: list[int]) -> None:
+    async def _ask_again(self, requests: Requests, results: list[int], *, is_chain: bool) -> None:
         """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""
         while again := [i for i, request in enumerate(requests) if is_transient(request, results[i])]:
             self._resubmissions += len(again)
             repeats = [repeat(requests[i], results[i]) for i in again]
-            for i, res in zip(again, await self.perform(repeats)):
+            if is_chain:  # those behind it did not happen either
+                (first,) = again
+                again = [*range(first, len(requests))]
+                repeats += [*requests][first + 1 :]
+            for i, res in zip(again, await self.perform(repeats, is_chain=is_chain)):
                 results[i] = res

@@ -371,10 +371,13 @@ class AsyncIoManager:
         A cancellation between the operations is raised: bytes may be in the file, and not durable.
         """
         self._task.check()
+        sync = _sync_request(fd, data_only=data_only)
         request = _write_request(fd, data, offset)
-        count = await self._write_all(request)
-        await self._transfer(_sync_request(fd, data_only=data_only))
-        return count
+        if request.is_long or self.features.depth == 1:
+            count = await self._write_all(request)
+            await self._transfer(sync)
+            return count
+        return await self._write_linked_to(request, sync)
 
     # --- several buffers ------------------------------------------------------------------------
 
@@ -636,6 +639,32 @@ class AsyncIoManager:
             return done
         finally:
             request.release()
+
+    async def _write_linked_to(self, request: Request, sync: Request) -> int:
+        """Write everything, the sync linked to the write: one wake-up, and one worker of the kernel for both."""
+        request.is_linked = True
+        done = 0
+        try:
+            while True:
+                rest = request.rest(done) if done else request
+                try:
+                    written, synced = await self._task.perform((rest, sync), is_chain=True)
+                    size = rest.size
+                finally:
+                    if done:
+                        rest.release()
+                if written < 0:
+                    raise _arguments.error(written, request.file)
+                done += written
+                if written == size:
+                    break
+                if not written:
+                    raise OSError(errno.EIO, "the kernel wrote nothing and gave no error")
+        finally:
+            request.release()
+        if synced < 0:
+            raise _arguments.error(synced, sync.file)
+        return done
 
 
 def _readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> Request:

@@ -124,7 +124,7 @@ class Driver(Protocol):
 
         :param targets: user data of rows to cancel; each such request completes under
             :data:`anyio_uring._driver.CANCEL` ``| target``
-        :param segments: rows, the first and one past the last of them to submit
+        :param segments: rows, the first and one past the last of them to submit; of linked ones all or none are taken
         :return: how many were taken, targets first (bring the others again), and the
             completions, flat: ``user_data, res, user_data, res, ...``; for gathered results
             the operation's own user data and the number of members that have got theirs

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import platform
 import select
@@ -51,6 +52,8 @@ class _Row:
     user_data: int
     request: Request
     results: list[int] | None  # of its batch, if it is of one
+    follower: _Row | None = None  # begins when this one has been carried out whole
+    follows: bool = False
 
     def answer(self, res: int) -> tuple[int, int]:
         """Return the completion that says so."""
@@ -71,6 +74,7 @@ class ThreadDriver:
         "_executor",
         "_features",
         "_inline",
+        "_linked",
         "_lock",
         "_parked",
         "_pid",
@@ -111,6 +115,8 @@ class ThreadDriver:
         # User data of rows that workers carry out, and those of them that were cancelled meanwhile.
         self._running: set[int] = set()
         self._doomed: set[int] = set()
+        # {user data: row} that begins when another has been carried out.
+        self._linked: dict[int, _Row] = {}
         # {user data: row} whose descriptor was not ready.
         self._parked: dict[int, _Row] = {}
         # user_data, res, user_data, res ...
@@ -147,6 +153,9 @@ class ThreadDriver:
     def prepare(self, user_data: int, requests: Requests) -> tuple[list[_Row], object, list[int] | None]:
         results = [NO_RESULT] * len(requests) if len(requests) > 1 else None
         rows = [_Row(user_data + i * MEMBER, request, results) for i, request in enumerate(requests)]
+        for row, follower in itertools.pairwise(rows):
+            if row.request.is_linked:
+                row.follower, follower.follows = follower, True
         return rows, None, results
 
     def retire(self, user_data: int) -> None:
@@ -164,7 +173,7 @@ class ThreadDriver:
             for target in targets:
                 self._cancel(target)
             for row in left:
-                self._todo[row.user_data] = row
+                (self._linked if row.follows else self._todo)[row.user_data] = row
             self._signal.clear()
             done, self._done = self._done, []
             self._wake_workers()
@@ -180,7 +189,8 @@ class ThreadDriver:
         answers: dict[int, int] = {}  # {user data of a batch: members answered}
         for row in rows:
             request = row.request
-            is_small_read = request.opcode is Opcode.READ and request.offset >= 0
+            is_alone = row.follower is None and not row.follows
+            is_small_read = request.opcode is Opcode.READ and request.offset >= 0 and is_alone
             length = len(request.memory) if is_small_read else 0
             if 1 < length <= INLINE_BYTES_MAX and length <= bytes_max and inline.is_likely(request.fd):
                 bytes_max -= length
@@ -208,7 +218,7 @@ class ThreadDriver:
             return
         if not self.is_forked():
             with self._lock:
-                assert not self._todo and not self._parked, "C10: not drained"
+                assert not self._todo and not self._linked and not self._parked, "C10: not drained"
                 self._workers = 0
                 self._poller_signal.set()
             if self._poller is not None:
@@ -222,17 +232,31 @@ class ThreadDriver:
     def _cancel(self, target: int) -> None:
         """Cancel what has not begun or is parked; what runs is waited for, as in the kernel's io-wq."""
         if (row := self._todo.pop(target, None)) is not None:
-            self._complete(*row.answer(-errno.ECANCELED))
+            self._finish(row, -errno.ECANCELED)
             res = 0
         elif (row := self._parked.pop(target, None)) is not None:
             self._poller_signal.set()
-            self._complete(*row.answer(-errno.ECANCELED))
+            self._finish(row, -errno.ECANCELED)
             res = 0
         else:
-            if target in self._running:
+            if target in self._running or target in self._linked:
                 self._doomed.add(target)
             res = -errno.EALREADY
         self._complete(CANCEL | target, res)
+
+    def _finish(self, row: _Row, res: int) -> None:
+        """Complete a row, and let the one that is linked to it begin, or not happen."""
+        self._complete(*row.answer(res))
+        follower = row.follower
+        if follower is None:
+            return
+        del self._linked[follower.user_data]
+        if res == row.request.size and follower.user_data not in self._doomed:
+            self._todo[follower.user_data] = follower
+            self._todo.move_to_end(follower.user_data, last=False)  # for the worker that carried out this one
+        else:
+            self._doomed.discard(follower.user_data)
+            self._finish(follower, -errno.ECANCELED)
 
     def _complete(self, user_data: int, res: int) -> None:
         self._done += user_data, res
@@ -282,7 +306,7 @@ class ThreadDriver:
             res = -errno.ECANCELED  # cancelled while it found out that it would block
         self._doomed.discard(row.user_data)
         if res is not None:
-            self._complete(*row.answer(res))
+            self._finish(row, res)
             return
         self._parked[row.user_data] = row
         if self._poller is None:

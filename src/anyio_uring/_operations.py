@@ -26,6 +26,7 @@ class Operation:
     requests: Requests
     results: Results
     unsettled: int  # members without a result
+    together: int = 1  # members that go to the driver in one turn: all those of a chain
     user_data: int = -1  # of member 0; -1 before it was given room
     rows: Rows | None = None
     pins: object = None

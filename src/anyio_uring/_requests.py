@@ -51,6 +51,8 @@ class Request:
     :ivar offset: byte offset in the file; -1 is the file position, as in the kernel
     :ivar file: the object whose ``fileno()`` gave ``fd``: held, so that it is not collected meanwhile
     :ivar force_async: do not try inline first (``IOSQE_ASYNC``): set when an operation is asked again
+    :ivar is_linked: the operation's next request begins when this one has been carried out whole
+        (``IOSQE_IO_LINK``); if it fails or is short, the next does not happen: ``-ECANCELED``
     """
 
     opcode: Opcode
@@ -60,6 +62,7 @@ class Request:
     op_flags: int = 0
     file: HasFileno | None = None
     force_async: bool = False
+    is_linked: bool = False
 
     @property
     def size(self) -> int:

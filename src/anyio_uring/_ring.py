@@ -48,10 +48,11 @@ _LADDER: Final = (
 # IORING_FEAT_NODROP, SUBMIT_STABLE and RW_CUR_POS: nothing lost, iovecs read at submission, offset -1.
 _FEATURES_NEEDED: Final = 1 << 1 | 1 << 2 | 1 << 3
 _ENTRIES_MIN: Final = 8
+_SQE_LINK: Final = 1 << 2  # IOSQE_IO_LINK
 _SQE_ASYNC: Final = 1 << 4  # IOSQE_ASYNC
 _READ: Final = int(Opcode.READ)
 _ASYNC_CANCEL: Final = int(Opcode.ASYNC_CANCEL)
-_WRITES: Final = frozenset({int(Opcode.WRITE), int(Opcode.WRITEV)})
+_WRITES: Final = frozenset({Opcode.WRITE, Opcode.WRITEV})
 # io-wq's limit for files that may block for ever is RLIMIT_NPROC if nobody sets one; regular
 # files keep the kernel's own limit (min of SQ entries and 4 per CPU), which 0 leaves alone.
 _UNBOUNDED_WORKERS_MAX: Final = 64
@@ -360,6 +361,8 @@ class UringDriver:
     def _prepare_one(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
         memory = request.memory
         head = int(request.opcode)
+        if request.is_linked:
+            head |= _SQE_LINK << 8
         if memory is None:
             if request.force_async:
                 head |= _SQE_ASYNC << 8
@@ -374,7 +377,7 @@ class UringDriver:
             pin = data = ffi.from_buffer(memory)
             address = int(ffi.cast("uintptr_t", data))
             length = size = len(data)
-        is_write = head in _WRITES
+        is_write = request.opcode in _WRITES
         may_hold = is_write or size > _INLINE_COPY_MAX
         if request.force_async or (may_hold and _would_hold_the_loop(request.fd, size, is_write=is_write)):
             head |= _SQE_ASYNC << 8

@@ -126,12 +126,27 @@ int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded)
 /* Hand the SQ to the kernel. */
 static int submit(au_ring *ring)
 {
+    struct io_uring_sq *sq = &ring->uring.sq;
     int ret;
     do {
         ring->state->enters++;
         ret = io_uring_submit(&ring->uring);
     } while (ret == -EINTR);
+    /* Short of memory, the kernel may stop inside a chain and run what it has got; the members
+     * behind would begin without waiting for it. They never shall: the owner stops for good (C11). */
+    if (ret > 0 && io_uring_sq_ready(&ring->uring) > 0 &&
+        (sq->sqes[(*sq->khead - 1) & *sq->kring_mask].flags & IOSQE_IO_LINK))
+        return -ENOMEM;
     return ret;
+}
+
+/* How many rows from here on are linked: 1 if this one is not. */
+static uint32_t chain_length(const au_row *rows, uint32_t count)
+{
+    uint32_t length = 1;
+    while (length < count && (rows[length - 1].sqe_flags & IOSQE_IO_LINK))
+        length++;
+    return length;
 }
 
 /* Keep a member's result with its operation's; false if they are not gathered. */
@@ -189,23 +204,27 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
     struct io_uring *uring = &ring->uring;
     const au_row *rows = (const au_row *)(const void *)packed;
     uint32_t drained = 0;
+    uint32_t whole = 0; /* rows that the SQ is known to have space for */
     int ret = 0;
 
     state->consumed = 0;
     while (state->consumed < count) {
-        struct io_uring_sqe *sqe = io_uring_get_sqe(uring);
-        if (sqe == NULL) {
+        if (whole == 0)
+            whole = chain_length(rows + state->consumed, count - state->consumed);
+        if (io_uring_sq_space_left(uring) < whole) {
             /* SQ full: flush and go on; rows that find no room stay with the
              * caller, who brings them again. Nothing is dropped. */
             ret = submit(ring);
             if (!passes(ret))
                 break;
             drained += drain(ring, out + drained, capacity - drained);
-            if (io_uring_sq_space_left(uring) == 0)
+            if (io_uring_sq_space_left(uring) < whole)
                 break;
             continue;
         }
+        struct io_uring_sqe *sqe = io_uring_get_sqe(uring);
         const au_row *row = &rows[state->consumed++];
+        whole--;
         memset(sqe, 0, sizeof(*sqe));
         sqe->opcode = row->opcode;
         sqe->flags = row->sqe_flags;
