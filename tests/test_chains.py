@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,14 @@ from typing import Any
 import anyio
 import pytest
 
-from anyio_uring import AsyncIoManager, open_uring
+from anyio_uring import AsyncIoManager, ChainError, open_uring
+from anyio_uring._completion_task import CompletionTask
 from anyio_uring._options import UringOptions
 from anyio_uring._requests import Opcode, Request
 from anyio_uring._ring import open_ring
 from anyio_uring._waiters import current_loop
 
-from .helpers import in_flight, scripted, until
+from .helpers import ScriptedDriver, in_flight, scripted, until
 
 pytestmark = pytest.mark.anyio
 ECANCELED = -errno.ECANCELED
@@ -142,6 +146,12 @@ def test_a_chain_is_not_cut_where_the_submission_queue_is_full(tmp_path: Path) -
     ring.close()
 
 
+def _manager(task: CompletionTask, driver: ScriptedDriver) -> AsyncIoManager:
+    return AsyncIoManager(
+        task, driver, current_loop(), options=UringOptions(nowait=False), fallback_reason=None, outer=None
+    )
+
+
 # --- write_and_sync() -------------------------------------------------------------------------------------
 
 
@@ -149,9 +159,7 @@ async def _write_and_sync(script: list[list[int]], *, depth: int = 8) -> tuple[A
     """Answer in steps what ``write_and_sync(1, b"12345", 7)`` asks; return its outcome and what was asked."""
     outcome: list[Any] = []
     async with scripted(depth) as (driver, task), anyio.create_task_group() as tasks:
-        manager = AsyncIoManager(
-            task, driver, current_loop(), options=UringOptions(nowait=False), fallback_reason=None, outer=None
-        )
+        manager = _manager(task, driver)
 
         async def call() -> None:
             try:
@@ -202,3 +210,140 @@ async def test_write_and_sync_where_depth_has_no_room_for_two() -> None:
     got, asked = await _write_and_sync([[2], [3], [0]], depth=1)
     assert got == 5
     assert asked == [(WRITE, 5, 7, False), (WRITE, 3, 9, False), (FSYNC, 0, 0, False)]
+
+
+# --- the builder ------------------------------------------------------------------------------------------
+
+
+async def test_a_chain_of_every_verb(io: AsyncIoManager, path: Path) -> None:
+    buffer, first, second = bytearray(4), bytearray(2), bytearray(3)
+    before = io.statistics()
+    with path.open("r+b") as file:
+        async with io.chain() as chain:
+            chain.write(file, b"abcdef", 0)
+            chain.fdatasync(file)
+            chain.writev(file, [b"gh", b"", b"i"], 6)
+            chain.fsync(file)
+            chain.read(file, 9, 0)
+            chain.readinto(file, buffer, 2)
+            chain.readv(file, [first, second], 4)
+            assert len(chain) == 7
+            assert io.statistics().submissions == before.submissions  # nothing was submitted yet
+        assert chain.results == [6, None, 3, None, b"abcdefghi", 4, 5]
+        assert [bytes(memory) for memory in (buffer, first, second)] == [b"cdef", b"ef", b"ghi"]
+        async with io.chain() as nothing:
+            pass
+        assert nothing.results == []
+    after = io.statistics()
+    assert after.submissions - before.submissions == 7
+    assert after.in_flight == 0
+    for memory in (buffer, first, second):
+        memory.append(0)  # no export is left
+
+
+async def test_a_chain_is_submitted_in_one_go() -> None:
+    async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+        manager = _manager(task, driver)
+
+        async def call() -> None:
+            async with manager.chain() as chain:
+                for _ in range(5):
+                    chain.fsync(1)
+
+        tasks.start_soon(call)
+        await until(lambda: len(driver.pending) > 0)
+        assert len(driver.pending) == 5
+        assert [request.is_linked for request in driver.taken] == [True] * 4 + [False]
+        for _ in range(5):
+            driver.complete(0)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+async def test_the_error_names_the_member(io: AsyncIoManager, path: Path, failing: int) -> None:
+    with path.open("rb") as file, path.open("r+b") as writable:  # noqa: SIM117
+        with pytest.raises(ChainError, match=rf"member {failing} of the chain \(write\)") as caught:  # noqa: PT012 - the end of the block raises
+            async with io.chain() as chain:
+                for i in range(4):
+                    chain.write(file if i == failing else writable, b"x", i)
+    assert caught.value.errno == errno.EBADF
+    assert caught.value.filename == str(path)
+    assert (caught.value.index, caught.value.verb) == (failing, "write")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.results == [1] * failing + [caught.value.__cause__] + [None] * (3 - failing)
+    assert ("behind it did not happen" in str(caught.value)) is (failing < 3)
+
+
+async def test_the_error_says_what_was_short(io: AsyncIoManager, path: Path) -> None:
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        with pytest.raises(ChainError, match="5 of 8 bytes; 1 behind it did not happen") as caught:  # noqa: PT012 - the end of the block raises
+            async with io.chain() as chain:
+                chain.read(file, 8, size - 5)
+                chain.write(file, b"x", size)
+        assert caught.value.errno == errno.EIO
+        assert caught.value.results == [os.pread(file.fileno(), 5, size - 5), None]
+        async with io.chain() as at_the_end:  # of the last one a short read is no failure
+            at_the_end.write(file, b"x", size)
+            at_the_end.read(file, 8, size - 4)
+        assert at_the_end.results == [1, os.pread(file.fileno(), 5, size - 4)]
+
+
+async def test_a_block_that_raises_submits_nothing(io: AsyncIoManager, path: Path) -> None:
+    before, data, chain = io.statistics().submissions, bytearray(b"abc"), io.chain()
+    with path.open("r+b") as file:
+        with pytest.raises(ValueError, match="length must be between"):  # noqa: PT012 - the end of the block raises
+            async with chain:
+                chain.write(file, data, 0)
+                chain.read(file, -1, 0)
+        with pytest.raises(RuntimeError, match="for inside its async with block"):
+            chain.fsync(file)
+        with pytest.raises(RuntimeError, match="submitted once"):
+            async with chain:
+                pass
+    assert io.statistics().submissions == before
+    assert not hasattr(chain, "results")
+    data.append(1)
+
+
+async def test_a_chain_longer_than_depth(driver: Any) -> None:
+    async with open_uring(driver=driver, depth=2) as io:
+        with pytest.raises(ValueError, match="no more than depth members, which is 2"):  # noqa: PT012 - the end of the block raises
+            async with io.chain() as chain:
+                for _ in range(3):
+                    chain.fsync(0)
+
+
+async def test_a_cancelled_chain_raises_the_cancellation(
+    io: AsyncIoManager, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        scope = anyio.CancelScope()
+
+        async def call() -> None:
+            with scope:
+                async with io.chain() as chain:
+                    chain.write(file, b"x", 0)
+                    chain.read(pipe[0], 1, -1)
+                    chain.write(file, b"y", 1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await until(lambda: os.fstat(file.fileno()).st_size == 1)
+            scope.cancel()
+        assert scope.cancelled_caught
+        assert os.pread(file.fileno(), 10, 0) == b"x"
+
+
+EXAMPLE = Path(__file__).parent.parent / "docs" / "chains.md"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_example_of_the_documentation(
+    driver: Any, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    (code,) = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
+    command = [sys.executable, "-W", "error", "-c", code, backend]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE)

@@ -2,14 +2,17 @@
 
 from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
+from ._chain import Chain
 from ._core import AsyncIoManager, current, open_uring
-from ._errors import BatchError, UringUnavailableError
+from ._errors import BatchError, ChainError, UringUnavailableError
 from ._requests import HasFileno
 from ._stats import IoStatistics, UringFeatures
 
 __all__ = (
     "AsyncIoManager",
     "BatchError",
+    "Chain",
+    "ChainError",
     "FileDescriptor",
     "HasFileno",
     "IoStatistics",

@@ -1,4 +1,4 @@
-"""Callers' values, checked before anything reaches a driver; and results made into errors.
+"""Callers' values, checked before anything reaches a driver, and made into requests; results made into errors.
 
 Knows types and ranges; it knows nothing of managers, drivers or tasks.
 """
@@ -11,8 +11,10 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Union
 
+from . import _buffers
+from ._buffers import SupportsBuffer
 from ._errors import BatchError
-from ._requests import HasFileno, Request
+from ._requests import FSYNC_DATASYNC, HasFileno, Opcode, Request
 
 FileDescriptor = Union[int, HasFileno]
 
@@ -63,6 +65,43 @@ def read(fd: FileDescriptor, length_: int, offset_: int) -> tuple[int, HasFileno
     """Return what a read is asked with: descriptor, its owner, length and offset."""
     number, file = descriptor(fd)
     return number, file, length(length_), offset(offset_)
+
+
+# Of a verb's arguments: what goes wrong here has not reached a driver.
+
+
+def read_request(fd: FileDescriptor, length_: int, offset_: int, allocate: Callable[[int], Any]) -> Request:
+    number, file, length_, offset_ = read(fd, length_, offset_)
+    return Request(Opcode.READ, number, allocate(length_), offset_, 0, file)
+
+
+def readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset_: int) -> Request:
+    number, file = descriptor(fd)
+    offset_ = offset(offset_)
+    return Request(Opcode.READ, number, _buffers.writable(buffer), offset_, 0, file)
+
+
+def readv_request(fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset_: int) -> Request:
+    number, file = descriptor(fd)
+    offset_ = offset(offset_)
+    return Request(Opcode.READV, number, views(buffers, _buffers.writable), offset_, 0, file)
+
+
+def write_request(fd: FileDescriptor, data: SupportsBuffer, offset_: int) -> Request:
+    number, file = descriptor(fd)
+    offset_ = offset(offset_)
+    return Request(Opcode.WRITE, number, _buffers.readable(data), offset_, 0, file)
+
+
+def writev_request(fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset_: int) -> Request:
+    number, file = descriptor(fd)
+    offset_ = offset(offset_)
+    return Request(Opcode.WRITEV, number, views(buffers, _buffers.readable), offset_, 0, file)
+
+
+def sync_request(fd: FileDescriptor, *, data_only: bool) -> Request:
+    number, file = descriptor(fd)
+    return Request(Opcode.FSYNC, number, None, 0, FSYNC_DATASYNC if data_only else 0, file)
 
 
 def columns(items: list[tuple[Any, Any, Any]]) -> tuple[Sequence[int], Sequence[Any], Sequence[int]] | None:

@@ -98,7 +98,6 @@ class CompletionTask:
         "_cancels_max",
         "_completions",
         "_crash",
-        "_depth",
         "_doorbell",
         "_drained",
         "_driver",
@@ -116,6 +115,7 @@ class CompletionTask:
         "_slots",
         "_staged",
         "_submissions",
+        "depth",
         "is_usable",
         "thread",
     )
@@ -126,8 +126,9 @@ class CompletionTask:
         self._loop = loop
         loop.protect(CompletionTask.perform, CompletionTask.aclose, CompletionTask.run)  # type: ignore[arg-type]
         self._doorbell = loop.doorbell()
-        self._depth = self._room = driver.features.depth
-        self._cancels_max = driver.completions_max - self._depth
+        self.depth: int = driver.features.depth
+        self._room = self.depth
+        self._cancels_max = driver.completions_max - self.depth
         assert self._cancels_max > 0, "C3: no room for the completions of cancel requests"
         self.thread: int = get_ident()
         self._is_closing = False
@@ -273,7 +274,7 @@ class CompletionTask:
             return False
         if self._driver.is_forked():
             return True  # the operations, and their completions, are the parent's
-        return self._room == self._depth and not self._cancels_in_flight
+        return self._room == self.depth and not self._cancels_in_flight
 
     def _turn(self) -> None:
         """Submit what is staged and settle what has completed. Never blocks."""
@@ -302,7 +303,7 @@ class CompletionTask:
         self._submissions += count
         self._cancels_in_flight += len(targets)
         self._in_flight_max = max(self._in_flight_max, self._submissions - self._completions)
-        assert self._submissions - self._completions <= self._depth, "C3: more in flight than depth"
+        assert self._submissions - self._completions <= self.depth, "C3: more in flight than depth"
 
         taken, completions = driver.turn(targets, segments)
         if taken < len(targets) + count:
@@ -418,7 +419,7 @@ class CompletionTask:
 
     def _admit(self, requests: Requests, *, together: int, has_passed: bool) -> Operation:
         """Take a slot, pin the memory and stage, as far as there is room; the rest waits for it."""
-        assert together <= self._depth, "C3: a chain longer than depth would wait for ever"
+        assert together <= self.depth, "C3: a chain longer than depth would wait for ever"
         count = len(requests)
         operation = Operation(requests, [NO_RESULT] * count, count, together)
         if self._room >= together and not self._queue:

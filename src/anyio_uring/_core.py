@@ -20,13 +20,14 @@ import attrs
 from . import _arguments, _buffers
 from ._arguments import FD_MAX, OFFSET_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
+from ._chain import Chain
 from ._completion_task import CompletionTask
 from ._driver import Driver
 from ._errors import UringUnavailableError
 from ._fallback import ThreadDriver
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
-from ._requests import FSYNC_DATASYNC, TRANSFER_MAX, Batch, Memories, Opcode, Request
+from ._requests import TRANSFER_MAX, Batch, Memories, Opcode, Request
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
 from ._waiters import Loop, current_loop
@@ -285,7 +286,7 @@ class AsyncIoManager:
         """
         task, inline = self._task, self._inline
         task.check()
-        request = _readinto_request(fd, buffer, offset)
+        request = _arguments.readinto_request(fd, buffer, offset)
         try:
             length = len(request.memory)
             if length > TRANSFER_MAX:
@@ -344,7 +345,7 @@ class AsyncIoManager:
         If it raises the cancellation, nothing was written.
         """
         self._task.check()
-        return await self._transfer_and_release(_write_request(fd, data, offset))
+        return await self._transfer_and_release(_arguments.write_request(fd, data, offset))
 
     async def write_all(self, fd: FileDescriptor, data: SupportsBuffer, offset: int) -> None:
         """
@@ -355,7 +356,7 @@ class AsyncIoManager:
         A cancellation between two operations is raised; a prefix is in the file then.
         """
         self._task.check()
-        await self._write_all(_write_request(fd, data, offset))
+        await self._write_all(_arguments.write_request(fd, data, offset))
 
     async def write_and_sync(
         self, fd: FileDescriptor, data: SupportsBuffer, offset: int, *, data_only: bool = True
@@ -371,8 +372,8 @@ class AsyncIoManager:
         A cancellation between the operations is raised: bytes may be in the file, and not durable.
         """
         self._task.check()
-        sync = _sync_request(fd, data_only=data_only)
-        request = _write_request(fd, data, offset)
+        sync = _arguments.sync_request(fd, data_only=data_only)
+        request = _arguments.write_request(fd, data, offset)
         if request.is_long or self.features.depth == 1:
             count = await self._write_all(request)
             await self._transfer(sync)
@@ -392,10 +393,7 @@ class AsyncIoManager:
         them is raised.
         """
         self._task.check()
-        number, file = _arguments.descriptor(fd)
-        offset = _arguments.offset(offset)
-        views = _arguments.views(buffers, _buffers.writable)
-        return await self._transfer_and_release(Request(Opcode.READV, number, views, offset, 0, file))
+        return await self._transfer_and_release(_arguments.readv_request(fd, buffers, offset))
 
     async def writev(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
         """
@@ -408,10 +406,7 @@ class AsyncIoManager:
         between them a prefix is in the file.
         """
         self._task.check()
-        number, file = _arguments.descriptor(fd)
-        offset = _arguments.offset(offset)
-        views = _arguments.views(buffers, _buffers.readable)
-        return await self._transfer_and_release(Request(Opcode.WRITEV, number, views, offset, 0, file))
+        return await self._transfer_and_release(_arguments.writev_request(fd, buffers, offset))
 
     # --- durability -----------------------------------------------------------------------------
 
@@ -422,7 +417,7 @@ class AsyncIoManager:
         :raises OSError: nothing is known to be durable then, and syncing again proves nothing (``fsync(2)``)
         """
         self._task.check()
-        await self._transfer(_sync_request(fd, data_only=False))
+        await self._transfer(_arguments.sync_request(fd, data_only=False))
 
     async def fdatasync(self, fd: FileDescriptor) -> None:
         """
@@ -431,7 +426,7 @@ class AsyncIoManager:
         :raises OSError: nothing is known to be durable then, and syncing again proves nothing (``fsync(2)``)
         """
         self._task.check()
-        await self._transfer(_sync_request(fd, data_only=True))
+        await self._transfer(_arguments.sync_request(fd, data_only=True))
 
     # --- batches --------------------------------------------------------------------------------
 
@@ -517,7 +512,7 @@ class AsyncIoManager:
                     return _arguments.settled("readinto_batch", outcomes, return_exceptions=return_exceptions)
             finally:
                 memories.release()
-        asked = _arguments.batch("readinto_batch", "(fd, buffer, offset)", items, _readinto_request)
+        asked = _arguments.batch("readinto_batch", "(fd, buffer, offset)", items, _arguments.readinto_request)
         counts = await self._batch(asked)
         return _arguments.settled("readinto_batch", counts, return_exceptions=return_exceptions)
 
@@ -546,7 +541,7 @@ class AsyncIoManager:
         If it raises the cancellation, at least one request did not happen; others may be in the file.
         """
         self._task.check()
-        asked = _arguments.batch("write_batch", "(fd, data, offset)", requests, _write_request)
+        asked = _arguments.batch("write_batch", "(fd, data, offset)", requests, _arguments.write_request)
         counts = await self._batch(asked)
         return _arguments.settled("write_batch", counts, return_exceptions=return_exceptions)
 
@@ -558,15 +553,24 @@ class AsyncIoManager:
             :class:`OSError` for each descriptor
         """
         self._task.check()
-        results = await self._batch([_sync_request(fd, data_only=False) for fd in fds])
+        results = await self._batch([_arguments.sync_request(fd, data_only=False) for fd in fds])
         outcomes = [None if isinstance(res, int) else res for res in results]
         _arguments.settled("fsync_batch", outcomes, return_exceptions=False)
+
+    # --- in order -------------------------------------------------------------------------------
+
+    def chain(self) -> Chain:
+        """
+        Return a builder of linked operations: each begins when the one before has been carried out whole.
+
+        To be used with ``async with``; the end of its block submits them together and waits for them all.
+        """
+        return Chain(self._task, self._allocate)
 
     # --- from requests to results ---------------------------------------------------------------
 
     def _read_request(self, fd: FileDescriptor, length: int, offset: int) -> Request:
-        number, file, length, offset = _arguments.read(fd, length, offset)
-        return Request(Opcode.READ, number, self._allocate(length), offset, 0, file)
+        return _arguments.read_request(fd, length, offset, self._allocate)
 
     def _allocate(self, length: int) -> bytes | bytearray:
         # Objects of 0 and 1 byte can be shared by the interpreter.
@@ -665,20 +669,3 @@ class AsyncIoManager:
         if synced < 0:
             raise _arguments.error(synced, sync.file)
         return done
-
-
-def _readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> Request:
-    number, file = _arguments.descriptor(fd)
-    offset = _arguments.offset(offset)
-    return Request(Opcode.READ, number, _buffers.writable(buffer), offset, 0, file)
-
-
-def _write_request(fd: FileDescriptor, data: SupportsBuffer, offset: int) -> Request:
-    number, file = _arguments.descriptor(fd)
-    offset = _arguments.offset(offset)
-    return Request(Opcode.WRITE, number, _buffers.readable(data), offset, 0, file)
-
-
-def _sync_request(fd: FileDescriptor, *, data_only: bool) -> Request:
-    number, file = _arguments.descriptor(fd)
-    return Request(Opcode.FSYNC, number, None, 0, FSYNC_DATASYNC if data_only else 0, file)

@@ -42,3 +42,32 @@ class BatchError(Exception):
     def errors(self) -> dict[int, OSError]:
         """The failed members: ``{index of the request: its error}``, in request order."""
         return {i: r for i, r in enumerate(self.results) if isinstance(r, OSError)}
+
+
+class ChainError(OSError):
+    """
+    Raised when a chain stopped before its end, after every member has settled.
+
+    ``errno`` and ``filename`` are those of the member that failed, and its own error is the ``__cause__``;
+    where a member was short, ``errno`` is ``EIO``.
+
+    :ivar index: of the member at which the chain stopped
+    :ivar verb: its verb (``"write"``, ``"fsync"`` ...)
+    :ivar results: what the members before it gave; its own :class:`OSError`, or its count if it was short;
+        and ``None`` for those behind it, which did not happen
+    """
+
+    index: int
+    verb: str
+    results: Sequence[Any]
+
+    def __init__(self, cause: OSError, index: int, verb: str, results: Sequence[Any]) -> None:
+        behind = len(results) - index - 1
+        stopped = f"; {behind} behind it did not happen" if behind else ""
+        super().__init__(
+            cause.errno, f"member {index} of the chain ({verb}): {cause.strerror}{stopped}", cause.filename
+        )
+        self.index = index
+        self.verb = verb
+        self.results = results
+        self.__cause__ = cause
