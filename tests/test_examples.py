@@ -1,4 +1,4 @@
-"""The README's examples run, and print what they say."""
+"""The examples of the README and of docs/ run, and print what they say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,29 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+
+
+def _blocks(file: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), re.DOTALL)
+
+
+EXAMPLES = _blocks("README.md", "python")
+# What its examples read lies beside them as app.toml.
+CONFIGURATION = _blocks("docs/configuration.md", "python")
+
+
+def _run(code: str, directory: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_there_is_an_example_for_each_event_loop() -> None:
@@ -20,19 +41,19 @@ def test_there_is_an_example_for_each_event_loop() -> None:
 @pytest.mark.parametrize("code", EXAMPLES, ids=["trio", "asyncio"])
 def test_the_readmes_examples(code: str, tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == 0, done.stderr
     expected = re.findall(r"# (\[.*\])$", code, re.MULTILINE)
-    assert done.stdout.splitlines() == expected
+    assert _run(code, tmp_path).splitlines() == expected
     assert (tmp_path / "data.bin").read_bytes() == b"hello world"
 
 
 def test_the_examples_are_ten_lines_and_few_more() -> None:
     assert all(len([line for line in code.splitlines() if line.strip()]) <= 10 for code in EXAMPLES)
+
+
+@pytest.mark.parametrize("code", CONFIGURATION, ids=["toml", "environment"])
+def test_the_examples_of_the_configuration(code: str, tmp_path: Path) -> None:
+    (table,) = _blocks("docs/configuration.md", "toml")
+    (tmp_path / "app.toml").write_text(table)
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    assert expected
+    assert _run(code, tmp_path).splitlines() == expected

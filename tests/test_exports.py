@@ -19,9 +19,9 @@ def test_all_is_a_sorted_tuple_of_documented_names() -> None:
 
 
 def test_every_public_method_is_documented() -> None:
-    for cls in (anyio_uring.AsyncIoManager, anyio_uring.BatchError):
+    for cls in (anyio_uring.AsyncIoManager, anyio_uring.BatchError, anyio_uring.UringOptions):
         for name, member in vars(cls).items():
-            if not name.startswith("_") and (callable(member) or isinstance(member, property)):
+            if not name.startswith("_") and (callable(member) or isinstance(member, (property, classmethod))):
                 assert inspect.getdoc(member), f"{cls.__name__}.{name}"
 
 

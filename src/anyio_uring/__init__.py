@@ -5,6 +5,7 @@ from ._buffers import SupportsBuffer
 from ._chain import Chain
 from ._core import AsyncIoManager, current, open_uring
 from ._errors import BatchError, ChainError, UringUnavailableError
+from ._options import UringOptions
 from ._requests import HasFileno
 from ._stats import IoStatistics, UringFeatures
 
@@ -18,6 +19,7 @@ __all__ = (
     "IoStatistics",
     "SupportsBuffer",
     "UringFeatures",
+    "UringOptions",
     "UringUnavailableError",
     "current",
     "open_uring",

@@ -52,12 +52,18 @@ def current() -> AsyncIoManager:
     return manager
 
 
+@overload
 def open_uring(
     *,
     depth: int = 256,
     driver: DriverChoice = "auto",
     checkpoint: CheckpointPolicy = "always",
     nowait: bool = True,
+) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
+@overload
+def open_uring(*, options: UringOptions) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
+def open_uring(
+    *, options: UringOptions | None = None, **keywords: Any
 ) -> AbstractAsyncContextManager[AsyncIoManager, None]:
     """
     Open one io_uring for this event loop; on leaving, drain it and close it.
@@ -76,12 +82,22 @@ def open_uring(
     :param nowait: try :meth:`~AsyncIoManager.read` and :meth:`~AsyncIoManager.readinto` of up to 64 KiB at
         an explicit offset with ``RWF_NOWAIT`` first (``preadv2(2)``, Linux 4.14): what the page cache has
         needs no operation.  Descriptors that keep missing, and ``O_DIRECT``, are left to the driver.
+    :param options: all of these as one object, instead of keywords and never beside them: which would win
+        is a question nobody has to ask.  ``attrs.evolve(options, depth=64)`` makes other ones of it.
     :return: an async context manager, to be entered once
     :raises UringUnavailableError: on entering, if ``driver="uring"`` and there is no ring to be had
     :raises ValueError: if an option is out of range
+    :raises TypeError: if an option is of a wrong type or unknown, or if there are ``options`` and keywords
     """
-    options = UringOptions(depth=depth, driver=driver, checkpoint=checkpoint, nowait=nowait)
-    return _Opening(options.with_environment())
+    if options is None:
+        options = UringOptions(**keywords)
+    elif keywords:
+        raise TypeError(
+            f"open_uring() takes options or keywords, not both ({', '.join(keywords)}): use attrs.evolve(options, ...)"
+        )
+    elif not isinstance(options, UringOptions):
+        raise TypeError(f"options must be UringOptions, not {type(options).__name__}")
+    return _Opening(options._with_driver_variable())
 
 
 class _Opening:

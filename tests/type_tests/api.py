@@ -8,7 +8,7 @@ from typing import Literal
 
 from typing_extensions import assert_type
 
-from anyio_uring import AsyncIoManager, BatchError, IoStatistics, UringFeatures, current, open_uring
+from anyio_uring import AsyncIoManager, BatchError, IoStatistics, UringFeatures, UringOptions, current, open_uring
 
 
 async def main() -> None:
@@ -34,5 +34,9 @@ async def main() -> None:
         io.read("name", 1, 0)  # type: ignore[arg-type,unused-coroutine]
         await io.write(3, "text", 0)  # type: ignore[arg-type]
     assert_type(current(), AsyncIoManager)
-    open_uring(driver="epoll")  # type: ignore[arg-type]
+    async with open_uring(options=UringOptions.from_toml("app.toml")) as io:
+        assert_type(io, AsyncIoManager)
+    assert_type(UringOptions.from_env(defaults=UringOptions(depth=1)), UringOptions)
+    open_uring(depth=1, options=UringOptions())  # type: ignore[call-overload]
+    open_uring(driver="epoll")  # type: ignore[call-overload]
     assert_type(BatchError("read_batch", [OSError()]).errors, dict[int, OSError])
