@@ -60,7 +60,7 @@ def tests(session: nox.Session) -> None:
     """Run pytest, with the session's arguments, on the installed package."""
     if not INSTALLED:
         session.error(f"none of Python {', '.join(PYTHONS)} is installed")
-    _install(session, ".[trio,toml]", *TEST_REQUIREMENTS)
+    _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
     session.run("pytest", *session.posargs)
 
 

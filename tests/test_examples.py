@@ -57,3 +57,10 @@ def test_the_examples_of_the_configuration(code: str, tmp_path: Path) -> None:
     expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
     assert expected
     assert _run(code, tmp_path).splitlines() == expected
+
+
+@pytest.mark.ring
+def test_the_example_of_the_doctor(tmp_path: Path) -> None:
+    (code,) = _blocks("docs/doctor.md", "python")
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    assert _run(code, tmp_path).splitlines() == expected == ["uring 0"]

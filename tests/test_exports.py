@@ -32,8 +32,13 @@ def test_nothing_public_is_left_out() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     for module in pkgutil.iter_modules(anyio_uring.__path__, "anyio_uring."):
-        if module.name not in {"anyio_uring._ffi_build", "anyio_uring.__main__"}:
+        if module.name not in {"anyio_uring._ffi_build", "anyio_uring._demo_command"}:
             assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_the_command_line_needs_the_standard_library_alone() -> None:
+    code = "import sys, anyio_uring.__main__; assert not {'trio', 'rich', 'click'} & set(sys.modules), set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_importing_does_not_import_trio_or_the_extension() -> None:

@@ -1,231 +1,92 @@
-"""The command line: ``anyio-uring demo``, ``anyio-uring probe``.
+"""The command line: ``anyio-uring doctor``, ``anyio-uring demo``.
 
-It knows options, terminals and exit statuses; the demo's job itself is in :mod:`anyio_uring._demo`.
+It knows options and exit statuses, and needs nothing but the standard library: who has to find out
+why something does not work may have installed little.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import os
-import shutil
 import sys
-import sysconfig
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 
-import anyio
-
-try:
-    import click
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
-except ModuleNotFoundError as _missing:
-    raise SystemExit(
-        f"The command line needs {_missing.name}, which is not installed: pip install 'anyio_uring[cli]'"
-    ) from None
-
-from ._core import open_uring
-from ._demo import Outcome, Tree, copy_and_verify, scan
-from ._errors import BatchError, UringUnavailableError
-from ._options import DEPTH_MAX, DRIVER_VARIABLE, DriverName
-
-# How many findings of one kind are printed before they are only counted.
-LINES_MAX = 20
-# A table in a pipe or a log has no terminal to ask for its width.
-PLAIN_WIDTH = 120
-
-Leg = tuple[str, DriverName]
+from ._doctor_command import doctor
+from ._errors import BatchError
+from ._options import DEPTH_MAX, UringOptions
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
-    """Try anyio_uring on this machine."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status."""
+    options = vars(_parser().parse_args(arguments))
+    if options.pop("command") == "doctor":
+        return doctor(options["path"], as_json=options["json"])
 
+    from ._demo_command import demo  # noqa: PLC0415 - needs rich, which not everyone has
 
-@main.command()
-@click.argument("directory", metavar="[DIR]", required=False, type=click.Path(exists=True, file_okay=False))
-@click.option(
-    "--depth", default=256, show_default=True, type=click.IntRange(1, DEPTH_MAX), help="Operations in flight."
-)
-@click.option("--keep", is_flag=True, help="Keep the copies.")
-@click.option(
-    "--target",
-    type=click.Path(exists=True, file_okay=False, writable=True),
-    help="Directory to write the copies in.  [default: the system's directory for temporary files]",
-)
-@click.option("--require-ring", is_flag=True, help="Exit with status 1 if there is no io_uring to be had.")
-def demo(directory: str | None, depth: int, target: str | None, *, keep: bool, require_ring: bool) -> None:
-    """
-    Copy a directory tree, fsync the copy, read it back from the disk, and compare every byte.
-
-    Does so on asyncio and trio, through io_uring and through threads, and ends with a table.
-    DIR is the Python standard library unless given.  Contents are copied, permissions and times are not.
-    Exits with status 1 if anything differs or is missing.
-    """
-    console = _console()
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    # What pip has installed lies inside the standard library's directory, but is no part of it.
-    leave_out = () if directory else ("site-packages", "dist-packages")
-    tree = _scan(directory or sysconfig.get_path("stdlib"), leave_out)
-    say(f"{_printable(tree.root)}: {len(tree.files)} files, {_mib(tree.total_bytes)} MiB")
-    _say_findings(say, "skipped", tree.skipped)
-    legs, is_complete = _legs(say, depth)
-    place = tempfile.mkdtemp(prefix="anyio-uring-demo-", dir=target)
-    outcomes: dict[Leg, Outcome] = {}
     try:
-        for leg in legs:
-            outcome = _run(console, tree, os.path.join(place, "-".join(leg)), leg, depth)
-            _say_findings(say, f"{' + '.join(leg)}: skipped", outcome.skipped)
-            _say_findings(say, f"{' + '.join(leg)}: WRONG", outcome.problems)
-            outcomes[leg] = outcome
-            if not keep:
-                shutil.rmtree(os.path.join(place, "-".join(leg)))
+        return demo(**options)
     except (OSError, BatchError) as exc:
-        raise click.ClickException(str(exc)) from exc
-    finally:
-        if not keep:
-            shutil.rmtree(place, ignore_errors=True)
-    console.print(_table(outcomes))
-    if keep:
-        say(f"The copies are in {_printable(place)}")
-    wrong = sum(len(outcome.problems) for outcome in outcomes.values())
-    say(f"{wrong} differences: the copies are NOT equal" if wrong else "Every byte read back equals the original.")
-    if wrong or (require_ring and not is_complete):
-        sys.exit(1)
-
-
-@main.command()
-def probe() -> None:
-    """Say which driver this machine gets, and why.  Exits with status 0 for the ring, 1 for threads."""
-    sys.exit(anyio.run(_probe))
-
-
-async def _probe() -> int:
-    async with open_uring() as io:
-        features = io.features
-        click.echo(f"kernel:      {features.kernel}")
-        click.echo(f"driver:      {io.driver}")
-        if io.driver == "uring":
-            click.echo(f"entries:     {features.sq_entries} submission, {features.cq_entries} completion")
-            click.echo(f"setup flags: {' '.join(features.setup_flags) or 'none'}")
-            return 0
-        asked = f"the environment variable {DRIVER_VARIABLE} asks for it"
-        click.echo(f"reason:      {io.fallback_reason or asked}")
+        print(f"anyio-uring: {exc}", file=sys.stderr)
         return 1
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="anyio-uring", description="Try anyio_uring on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-
-def _scan(root: str, leave_out: tuple[str, ...]) -> Tree:
-    try:
-        return scan(root, leave_out)
-    except OSError as exc:
-        raise click.ClickException(str(exc)) from exc
-
-
-def _legs(say: Callable[[str], None], depth: int) -> tuple[list[Leg], bool]:
-    """Choose what can run here, and say what cannot; also, whether the ring is among it."""
-    loops = ["asyncio", "trio"]
-    if importlib.util.find_spec("trio") is None:
-        say("trio is not installed, so this is asyncio alone: pip install 'anyio_uring[trio]'")
-        loops.remove("trio")
-    drivers: list[DriverName] = ["uring", "threads"]
-    reason = anyio.run(_why_no_ring, depth)
-    if reason is not None:
-        say(f"No io_uring, so this is threads alone: {reason}")
-        drivers.remove("uring")
-    return [(loop, driver) for loop in loops for driver in drivers], reason is None
-
-
-async def _why_no_ring(depth: int) -> str | None:
-    try:
-        async with open_uring(driver="uring", depth=depth):
-            return None
-    except UringUnavailableError as exc:
-        return exc.strerror or str(exc)
-
-
-def _run(console: Console, tree: Tree, target: str, leg: Leg, depth: int) -> Outcome:
-    loop, driver = leg
-    with _progress(console, f"{loop} + {driver}", tree.total_bytes) as advance:
-        job = partial(copy_and_verify, tree, target, driver=driver, depth=depth, advance=advance)
-        return anyio.run(job, backend=loop)
-
-
-@contextmanager
-def _progress(console: Console, title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, and a line for the beginning anywhere else."""
-    if not console.is_terminal:
-        console.print(f"{title} ...", highlight=False)
-        yield lambda _count: None
-        return
-    columns = TextColumn("{task.description:<17}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=total_bytes)
-        yield partial(progress.advance, task)
-
-
-def _table(outcomes: dict[Leg, Outcome]) -> Table:
-    # Narrow enough for 80 columns.
-    table = Table(
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        caption="seconds: copy, fsync, read back, compare\n"
-        "kernel entries: io_uring_enter; on threads read, write and fsync calls",
-        caption_justify="left",
+    title = "say which driver this machine gets and why, and what the kernel offers"
+    command = commands.add_parser(
+        "doctor",
+        help=title,
+        description=f"{title[0].upper()}{title[1:]}.",
+        epilog="Exit status: 0 if open_uring() takes the ring here, 1 if it takes threads, 2 if something is broken.",
     )
-    table.add_column("loop", no_wrap=True)
-    table.add_column("driver", no_wrap=True)
-    for heading in (
-        "files",
-        "MiB",
-        "seconds",
-        "operations\na second",
-        "submis-\nsions",
-        "kernel\nentries",
-        "average\nbatch",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for (loop, driver), outcome in outcomes.items():
-        counters = outcome.statistics
-        table.add_row(
-            loop,
-            driver,
-            str(outcome.files),
-            _mib(outcome.total_bytes),
-            f"{outcome.seconds:.2f}",
-            f"{counters.submissions / outcome.seconds:,.0f}",
-            f"{counters.submissions:,}",
-            f"{counters.syscalls:,}",
-            f"{counters.average_batch_size:.1f}",
-        )
-    return table
+    command.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="a directory, or a file that is only read; what is written goes to a nameless temporary file in "
+        "that directory or beside that file (default: the current directory, or the system's for temporary files)",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+    title = "copy a directory tree, fsync the copy, read it back from the disk, and compare every byte"
+    command = commands.add_parser(
+        "demo",
+        help=title,
+        description=f"{title[0].upper()}{title[1:]}: on asyncio and trio, through io_uring and through threads, "
+        "with a table at the end.  Contents are copied, permissions and times are not.",
+        epilog="Exit status: 1 if anything differs or is missing.",
+    )
+    command.add_argument(
+        "directory", nargs="?", type=_directory, metavar="DIR", help="the tree (default: Python's standard library)"
+    )
+    command.add_argument(
+        "--depth", type=_depth, default=256, help=f"operations in flight, 1 to {DEPTH_MAX} (default: %(default)s)"
+    )
+    command.add_argument("--keep", action="store_true", help="keep the copies")
+    command.add_argument(
+        "--target", type=_directory, help="directory to write the copies in (default: the system's for temporary files)"
+    )
+    command.add_argument(
+        "--require-ring", action="store_true", help="exit with status 1 if there is no io_uring to be had"
+    )
+    return parser
 
 
-def _say_findings(say: Callable[[str], None], title: str, findings: dict[str, str] | list[str]) -> None:
-    lines = [f"{path}: {why}" for path, why in findings.items()] if isinstance(findings, dict) else findings
-    for line in lines[:LINES_MAX]:
-        say(f"{title}: {_printable(line)}")
-    if len(lines) > LINES_MAX:
-        say(f"{title}: and {len(lines) - LINES_MAX} more")
+def _directory(text: str) -> str:
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no directory")
+    return text
 
 
-def _printable(path: str) -> str:
-    """Return text that every terminal takes, also of a file name that is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def _mib(count: int) -> str:
-    return f"{count / (1 << 20):.1f}"
+def _depth(text: str) -> int:
+    try:
+        return UringOptions(depth=int(text)).depth
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 if __name__ == "__main__":
-    main(prog_name="anyio-uring")
+    sys.exit(main())

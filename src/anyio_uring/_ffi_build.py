@@ -41,7 +41,7 @@ ffibuilder.cdef((NATIVE / "au_ring.h").read_text(encoding="utf-8"))
 ffibuilder.set_source(
     "anyio_uring._native._lib",
     '#include <stdint.h>\n#include "au_ring.h"\n',
-    sources=["src/anyio_uring/_native/au_ring.c", "src/anyio_uring/_native/au_bytes.c"],
+    sources=[f"src/anyio_uring/_native/{name}.c" for name in ("au_ring", "au_bytes", "au_system")],
     include_dirs=["src/anyio_uring/_native"],
     depends=["src/anyio_uring/_native/au_ring.h"],
     libraries=["uring"],

@@ -70,11 +70,11 @@ _PROBE_MS_MAX: Final = 10_000
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
 
-def open_ring(depth: int) -> UringDriver:
+def extension() -> tuple[Any, Any]:
     """
-    Open a ring and prove that it works.
+    Return the compiled extension: its functions, and its ``ffi``.
 
-    :raises UringUnavailableError: with the cause and the remedy, in one sentence
+    :raises UringUnavailableError: if there is none
     """
     if not sys.platform.startswith("linux"):
         raise UringUnavailableError(errno.ENOSYS, f"io_uring exists on Linux alone, and this system is {sys.platform}")
@@ -86,6 +86,16 @@ def open_ring(depth: int) -> UringDriver:
             f"anyio_uring's compiled extension cannot be imported ({exc}): "
             "install liburing's headers (Debian: liburing-dev) and reinstall anyio_uring",
         ) from exc
+    return lib, ffi
+
+
+def open_ring(depth: int) -> UringDriver:
+    """
+    Open a ring and prove that it works.
+
+    :raises UringUnavailableError: with the cause and the remedy, in one sentence
+    """
+    lib, ffi = extension()
     ring = _climb(lib, ffi, depth)
     driver = UringDriver(lib, ffi, ring, depth)
     try:
