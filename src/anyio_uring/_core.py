@@ -27,7 +27,7 @@ from ._errors import UringUnavailableError
 from ._fallback import ThreadDriver
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
-from ._requests import TRANSFER_MAX, Batch, Memories, Opcode, Request
+from ._requests import TRANSFER_MAX, Batch, Memories, Opcode, Request, check_polled
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
 from ._waiters import Loop, current_loop
@@ -58,7 +58,12 @@ def open_uring(
     depth: int = 256,
     driver: DriverChoice = "auto",
     checkpoint: CheckpointPolicy = "always",
-    nowait: bool = True,
+    nowait: bool | None = None,
+    sqpoll: bool = False,
+    sqpoll_idle_ms: int = 1000,
+    sqpoll_cpu: int | None = None,
+    iopoll: bool = False,
+    restrict: bool = False,
 ) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
 @overload
 def open_uring(*, options: UringOptions) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
@@ -82,10 +87,25 @@ def open_uring(
     :param nowait: try :meth:`~AsyncIoManager.read` and :meth:`~AsyncIoManager.readinto` of up to 64 KiB at
         an explicit offset with ``RWF_NOWAIT`` first (``preadv2(2)``, Linux 4.14): what the page cache has
         needs no operation.  Descriptors that keep missing, and ``O_DIRECT``, are left to the driver.
+        Left out it means yes, except on a ring with ``sqpoll`` or ``iopoll``.
+    :param sqpoll: let a thread of the kernel take operations from the ring (``IORING_SETUP_SQPOLL``, Linux
+        5.11 without privileges): submitting needs no kernel entry while that thread is awake, at the
+        price of a processor that is busy as long as it is.  Threads have no such entries to save: with
+        them it is accepted and means nothing; :attr:`UringFeatures.setup_flags` tells
+    :param sqpoll_idle_ms: milliseconds without an operation after which that thread sleeps; the next
+        operation then costs the one kernel entry that wakes it
+    :param sqpoll_cpu: the CPU that it is bound to (``IORING_SETUP_SQ_AFF``); ``None``: any
+    :param iopoll: wait for devices by asking them, without interrupts (``IORING_SETUP_IOPOLL``): for
+        ``O_DIRECT`` descriptors on devices with poll queues.  The event loop never sleeps while something
+        is in flight.  Descriptors without ``O_DIRECT``, and syncs, are a :class:`ValueError`, on threads too
+    :param restrict: have the kernel refuse, on this ring, every opcode, flag and registration that this
+        library does not use (``IORING_REGISTER_RESTRICTIONS``, Linux 5.10).  Threads have no ring, so
+        there it means nothing
     :param options: all of these as one object, instead of keywords and never beside them: which would win
         is a question nobody has to ask.  ``attrs.evolve(options, depth=64)`` makes other ones of it.
     :return: an async context manager, to be entered once
     :raises UringUnavailableError: on entering, if ``driver="uring"`` and there is no ring to be had
+        that can do what ``sqpoll``, ``iopoll`` and ``restrict`` ask for
     :raises ValueError: if an option is out of range
     :raises TypeError: if an option is of a wrong type or unknown, or if there are ``options`` and keywords
     """
@@ -145,13 +165,17 @@ class _Opening:
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:
     if options.driver == "threads":
-        return ThreadDriver(options.depth, nowait=options.nowait), None
+        return _threads(options), None
     try:
-        return open_ring(options.depth), None
+        return open_ring(options.depth, options), None
     except UringUnavailableError as exc:
         if options.driver == "uring":
             raise
-        return ThreadDriver(options.depth, nowait=options.nowait), exc.strerror
+        return _threads(options), exc.strerror
+
+
+def _threads(options: UringOptions) -> ThreadDriver:
+    return ThreadDriver(options.depth, nowait=options.asks_page_cache("threads"), iopoll=options.iopoll)
 
 
 class AsyncIoManager:
@@ -183,6 +207,7 @@ class AsyncIoManager:
         "_fallback_reason",
         "_inline",
         "_is_forked",
+        "_is_polled",
         "_loop",
         "_memory_type",
         "_outer",
@@ -205,7 +230,8 @@ class AsyncIoManager:
         self._memory_type = driver.memory_type
         self._read_now = driver.read_now
         self._is_forked = driver.is_forked
-        self._inline = InlineReads() if options.nowait else None
+        self._is_polled = options.iopoll
+        self._inline = InlineReads() if options.asks_page_cache(driver.name) else None
         self._budget = Budget() if options.checkpoint == "budget" else None
         self._task = task
         self._driver = driver
@@ -389,6 +415,8 @@ class AsyncIoManager:
         """
         self._task.check()
         sync = _arguments.sync_request(fd, data_only=data_only)
+        if self._is_polled:
+            check_polled((sync,))  # before anything is written
         request = _arguments.write_request(fd, data, offset)
         if request.is_long or self.features.depth == 1:
             count = await self._write_all(request)

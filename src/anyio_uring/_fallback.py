@@ -13,7 +13,6 @@ ready it is parked, and one thread polls for all that is parked.
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import os
 import platform
@@ -29,7 +28,7 @@ import attrs
 
 from ._driver import CANCEL, MEMBER, MEMBER_MASK, NO_RESULT, member_of
 from ._inline import INLINE_BYTES_MAX, InlineReads
-from ._requests import FSYNC_DATASYNC, Memories, Opcode, Request, Requests
+from ._requests import FSYNC_DATASYNC, Memories, Opcode, Request, Requests, check_polled, is_direct
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ class ThreadDriver:
         "_executor",
         "_features",
         "_inline",
+        "_iopoll",
         "_linked",
         "_lock",
         "_parked",
@@ -92,7 +92,12 @@ class ThreadDriver:
     name: DriverName = "threads"
     memory_type = bytearray
 
-    def __init__(self, depth: int, *, nowait: bool = True) -> None:
+    def __init__(self, depth: int, *, nowait: bool = True, iopoll: bool = False) -> None:
+        """
+        Start nothing yet; threads start with the first rows.
+
+        :param iopoll: refuse what a ring that polls its devices would refuse, and nothing more
+        """
         if not hasattr(os, "preadv"):
             raise NotImplementedError(
                 f"anyio_uring needs os.preadv(), which {platform.system()} lacks: use Linux, macOS or a BSD"
@@ -106,6 +111,7 @@ class ThreadDriver:
         self._pid = os.getpid()
         # Of batches; single reads have been tried before they come here.
         self._inline = InlineReads() if nowait else None
+        self._iopoll = iopoll
         self._workers = min(depth, WORKERS_MAX)
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="anyio_uring")
         self._signal = _Signal()
@@ -151,6 +157,8 @@ class ThreadDriver:
         return memory
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[list[_Row], object, list[int] | None]:
+        if self._iopoll:
+            check_polled(requests)
         results = [NO_RESULT] * len(requests) if len(requests) > 1 else None
         rows = [_Row(user_data + i * MEMBER, request, results) for i, request in enumerate(requests)]
         for row, follower in itertools.pairwise(rows):
@@ -185,7 +193,7 @@ class ThreadDriver:
         assert inline is not None
         left: list[_Row] = []
         bytes_max = _INLINE_TURN_BYTES_MAX
-        is_direct: dict[int, bool] = {}
+        direct: dict[int, bool] = {}
         answers: dict[int, int] = {}  # {user data of a batch: members answered}
         for row in rows:
             request = row.request
@@ -196,9 +204,9 @@ class ThreadDriver:
                 bytes_max -= length
                 self.enters += 1
                 fd = request.fd
-                if fd not in is_direct:
-                    is_direct[fd] = _waits_for_the_device(fd)
-                res = -errno.EAGAIN if is_direct[fd] else _read_cached(fd, request.memory, length, request.offset)
+                if fd not in direct:
+                    direct[fd] = is_direct(fd)
+                res = -errno.EAGAIN if direct[fd] else _read_cached(fd, request.memory, length, request.offset)
                 if res >= 0:
                     inline.note_hit(fd)
                     user_data, value = row.answer(res)
@@ -380,17 +388,8 @@ class _Signal:
 
 
 def _read_now(fd: int, memory: Any, length: int, offset: int) -> int:
-    return -errno.EAGAIN if _waits_for_the_device(fd) else _read_cached(fd, memory, length, offset)
-
-
-def _waits_for_the_device(fd: int) -> bool:
-    """Whether it is open with ``O_DIRECT``: then ``RWF_NOWAIT`` does not keep a read from waiting."""
-    if fd < 0:
-        return False  # fcntl() would call it a ValueError
-    try:
-        return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0))
-    except OSError:
-        return False
+    # With O_DIRECT, RWF_NOWAIT does not keep a read from waiting for the device.
+    return -errno.EAGAIN if is_direct(fd) else _read_cached(fd, memory, length, offset)
 
 
 def _read_cached(fd: int, memory: Any, length: int, offset: int) -> int:

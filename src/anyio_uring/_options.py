@@ -21,10 +21,12 @@ CheckpointPolicy = Literal["always", "budget"]
 DRIVER_VARIABLE: Final = variable("driver")
 # io_uring_setup(2): IORING_MAX_ENTRIES.
 DEPTH_MAX: Final = 32768
+# The kernel's msecs_to_jiffies() takes more than an int holds for "for ever".
+SQPOLL_IDLE_MS_MAX: Final = 2**31 - 1
+# The kernel takes 32 bits, and knows which of these CPUs exist.
+CPU_MAX: Final = 2**31 - 1
 # Ferrite's keys for what is not built here yet: {key: the option that will have it}.
 _LATER: Final = {
-    "uring_sqpoll": "sqpoll",
-    "uring_sqpoll_idle_ms": "sqpoll_idle_ms",
     "uring_fixed_buffers": "fixed_buffers",  # Switch(off=0, on=...), as it has a count beside it
     "uring_fixed_buffer_count": "fixed_buffers",
     "uring_fixed_buffer_size": "fixed_buffer_size",  # converter=parse_size
@@ -54,6 +56,30 @@ def _check_bool(_options: object, attribute: attrs.Attribute[Any], value: object
         raise TypeError(f"{attribute.name} must be true or false, not {value!r}")
 
 
+def _check_sqpoll_idle_ms(_options: object, _attribute: object, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"sqpoll_idle_ms must be an int, not {type(value).__name__}")
+    if not 1 <= value <= SQPOLL_IDLE_MS_MAX:
+        raise ValueError(f"sqpoll_idle_ms must be between 1 and {SQPOLL_IDLE_MS_MAX}, not {value}")
+
+
+def _check_sqpoll_cpu(options: UringOptions, _attribute: attrs.Attribute[int | None], value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"sqpoll_cpu must be the number of a CPU or None, not {type(value).__name__}")
+    if not 0 <= value <= CPU_MAX:
+        raise ValueError(f"sqpoll_cpu must be between 0 and {CPU_MAX}, not {value}")
+    if not options.sqpoll:
+        raise ValueError("sqpoll_cpu says where the kernel polls: it needs sqpoll=True")
+
+
+def _check_iopoll(options: UringOptions, attribute: attrs.Attribute[bool], value: object) -> None:
+    _check_bool(options, attribute, value)
+    if value and options.nowait:
+        raise ValueError("iopoll=True reads past the page cache, and nowait=True asks it first: leave one of them out")
+
+
 @attrs.frozen(kw_only=True)
 class UringOptions:
     """
@@ -73,8 +99,36 @@ class UringOptions:
     """``"uring"``, ``"threads"`` or ``"auto"``.  In TOML also ``uring_enabled``: ``false`` means ``"threads"``."""
     checkpoint: CheckpointPolicy = attrs.field(default="always", validator=_check_checkpoint, metadata=written(str))
     """``"always"``, or ``"budget"``: cached reads go on for a bounded time without a schedule point."""
-    nowait: bool = attrs.field(default=True, validator=_check_bool, metadata=written(as_bool))
-    """Whether small reads ask the page cache first (``RWF_NOWAIT``)."""
+    nowait: bool | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_check_bool), metadata=written(as_bool)
+    )
+    """
+    Whether small reads ask the page cache first (``RWF_NOWAIT``); left out, yes, except on a ring with
+    ``sqpoll`` or ``iopoll``.
+    """
+    sqpoll: bool = attrs.field(default=False, validator=_check_bool, metadata=written(as_bool, {"uring_sqpoll": None}))
+    """Whether a thread of the kernel takes operations from the ring.  In TOML also ``uring_sqpoll``."""
+    sqpoll_idle_ms: int = attrs.field(
+        default=1000, validator=_check_sqpoll_idle_ms, metadata=written(as_int, {"uring_sqpoll_idle_ms": None})
+    )
+    """Milliseconds without an operation after which it sleeps.  In TOML also ``uring_sqpoll_idle_ms``."""
+    sqpoll_cpu: int | None = attrs.field(default=None, validator=_check_sqpoll_cpu, metadata=written(as_int))
+    """The CPU that it is bound to; none if left out."""
+    iopoll: bool = attrs.field(default=False, validator=_check_iopoll, metadata=written(as_bool))
+    """Whether devices are asked for completions instead of interrupting (``O_DIRECT`` alone)."""
+    restrict: bool = attrs.field(default=False, validator=_check_bool, metadata=written(as_bool))
+    """Whether the kernel refuses on this ring what this library does not use."""
+
+    def asks_page_cache(self, driver: DriverName) -> bool:
+        """
+        Whether small reads are tried with ``RWF_NOWAIT`` first: ``nowait``, or what is best if that is left out.
+
+        With SQPOLL it is not, for each attempt is a kernel entry, which SQPOLL is there to save; threads
+        have nothing to save.  IOPOLL has no use for the page cache.
+        """
+        if self.nowait is not None:
+            return self.nowait
+        return not self.iopoll and not (self.sqpoll and driver == "uring")
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], table: str = "io") -> UringOptions:

@@ -7,6 +7,7 @@ waits, or how a driver carries it out.
 from __future__ import annotations
 
 import enum
+import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,11 @@ class HasFileno(Protocol):
 
 
 class Opcode(enum.IntEnum):
-    """The opcodes in use: numbers of the kernel's ABI (``linux/io_uring.h``), which never change."""
+    """
+    The opcodes in use: numbers of the kernel's ABI (``linux/io_uring.h``), which never change.
+
+    A ring opened with ``restrict=True`` carries out these, and no other.
+    """
 
     READV = 1
     WRITEV = 2
@@ -33,6 +38,12 @@ class Opcode(enum.IntEnum):
     READ = 22
     WRITE = 23
 
+
+# IOSQE_IO_LINK, IOSQE_ASYNC; and every flag of a submission queue entry that is in use: a ring opened
+# with restrict=True refuses the others.
+SQE_LINK: Final = 1 << 2
+SQE_ASYNC: Final = 1 << 4
+SQE_FLAGS: Final = SQE_LINK | SQE_ASYNC
 
 # linux/fs.h, MAX_RW_COUNT: the most that one read or write moves; a multiple of the page size.
 TRANSFER_MAX: Final = 0x7FFFF000
@@ -165,6 +176,38 @@ def file_type(fd: int) -> int:
 
 # Files whose transfers end by themselves: they cannot block for ever.
 DISKS: Final = frozenset({stat.S_IFREG, stat.S_IFBLK})
+
+
+def check_polled(requests: Requests) -> None:
+    """
+    Refuse what a ring that polls its devices (``IORING_SETUP_IOPOLL``) cannot do, with the remedy.
+
+    The kernel's own answers, ``EOPNOTSUPP`` and ``EINVAL``, would not say which option is in the way.
+
+    :raises ValueError: at a sync, and at a descriptor without ``O_DIRECT``
+    """
+    for request in requests:
+        if request.opcode is Opcode.FSYNC:
+            raise ValueError(
+                "iopoll=True polls for reads and writes and cannot sync: "
+                "sync through a manager opened without iopoll, or open the file with O_DSYNC"
+            )
+        # What is no descriptor at all is left to the kernel, and to its EBADF.
+        if not is_direct(request.fd) and file_type(request.fd):
+            raise ValueError(
+                f"iopoll=True takes descriptors opened with O_DIRECT alone, and {request.fd} is not: "
+                "open it with O_DIRECT, or the manager without iopoll"
+            )
+
+
+def is_direct(fd: int) -> bool:
+    """Whether a descriptor is open with ``O_DIRECT``."""
+    if fd < 0:
+        return False  # fcntl() would call it a ValueError
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0))
+    except OSError:
+        return False
 
 
 def _release(memories: Iterable[Any]) -> None:

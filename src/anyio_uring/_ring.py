@@ -17,18 +17,32 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
-from ._requests import DISKS, Batch, Memories, Opcode, Request, Requests, file_type
+from ._options import DriverName, UringOptions
+from ._requests import (
+    DISKS,
+    SQE_ASYNC,
+    SQE_FLAGS,
+    SQE_LINK,
+    Batch,
+    Memories,
+    Opcode,
+    Request,
+    Requests,
+    check_polled,
+    file_type,
+)
 from ._stats import UringFeatures
-
-if TYPE_CHECKING:
-    from ._options import DriverName
 
 # linux/io_uring.h; part of the kernel's ABI.
 SETUP_FLAGS: Final = {
+    "IOPOLL": 1 << 0,
+    "SQPOLL": 1 << 1,
+    "SQ_AFF": 1 << 2,
+    "R_DISABLED": 1 << 6,
     "SUBMIT_ALL": 1 << 7,
     "COOP_TASKRUN": 1 << 8,
     "TASKRUN_FLAG": 1 << 9,
@@ -45,11 +59,14 @@ _LADDER: Final = (
     ("SUBMIT_ALL",),
     (),
 )
+# The kernel's poller runs the ring's deferred work itself, and io_uring_setup(2) refuses with SQPOLL
+# what says how the submitting thread is to do it (EINVAL).
+_NOT_WITH_SQPOLL: Final = frozenset({"COOP_TASKRUN", "TASKRUN_FLAG"})
 # IORING_FEAT_NODROP, SUBMIT_STABLE and RW_CUR_POS: nothing lost, iovecs read at submission, offset -1.
 _FEATURES_NEEDED: Final = 1 << 1 | 1 << 2 | 1 << 3
+# IORING_FEAT_SQPOLL_NONFIXED (5.11): SQPOLL for any descriptor, and without privileges.
+_FEATURES_NEEDED_SQPOLL: Final = 1 << 7
 _ENTRIES_MIN: Final = 8
-_SQE_LINK: Final = 1 << 2  # IOSQE_IO_LINK
-_SQE_ASYNC: Final = 1 << 4  # IOSQE_ASYNC
 _READ: Final = int(Opcode.READ)
 _ASYNC_CANCEL: Final = int(Opcode.ASYNC_CANCEL)
 _WRITES: Final = frozenset({Opcode.WRITE, Opcode.WRITEV})
@@ -68,6 +85,8 @@ _PACK_POWER_MAX: Final = 8
 _PROBE_MS_MAX: Final = 10_000
 
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
+_BLOCK_DEVICES: Final = Path("/sys/block")
+_PLAIN: Final = UringOptions()
 
 
 def extension() -> tuple[Any, Any]:
@@ -89,15 +108,27 @@ def extension() -> tuple[Any, Any]:
     return lib, ffi
 
 
-def open_ring(depth: int) -> UringDriver:
+def open_ring(depth: int, options: UringOptions = _PLAIN) -> UringDriver:
     """
     Open a ring and prove that it works.
 
+    :param options: of these, ``sqpoll``, ``iopoll``, ``restrict`` and what belongs to them
     :raises UringUnavailableError: with the cause and the remedy, in one sentence
     """
     lib, ffi = extension()
-    ring = _climb(lib, ffi, depth)
+    if options.iopoll:
+        _require_poll_queues()
+    ring = _climb(lib, ffi, depth, options)
     driver = UringDriver(lib, ffi, ring, depth)
+    if options.sqpoll and driver.lacks(_FEATURES_NEEDED_SQPOLL):
+        driver.close()
+        raise _mode_refused(errno.EOPNOTSUPP, options)
+    if options.restrict:
+        try:
+            driver.restrict()
+        except OSError as exc:
+            driver.close()
+            raise _mode_refused(exc.errno or errno.EIO, options) from exc
     try:
         _probe(driver)
     except OSError as exc:
@@ -106,15 +137,21 @@ def open_ring(depth: int) -> UringDriver:
     return driver
 
 
-def _climb(lib: Any, ffi: Any, depth: int) -> Any:
+def _climb(lib: Any, ffi: Any, depth: int, options: UringOptions = _PLAIN) -> Any:
     """Open the ring with the best flags that the kernel knows, and as many entries as memory allows."""
     out = ffi.new("au_ring **")
     entries = max(depth, _ENTRIES_MIN)
+    modes = _modes(options)
     rung = 0
     while True:
-        flags = sum(SETUP_FLAGS[name] for name in _LADDER[rung]) | _CLAMP
+        names = {*_LADDER[rung], *modes}
+        if options.sqpoll:
+            names -= _NOT_WITH_SQPOLL
+        flags = sum(SETUP_FLAGS[name] for name in names) | _CLAMP
         # C3: room for one completion and one cancel completion of each operation.
-        ret: int = lib.au_open(out, entries, 2 * entries, flags)
+        ret: int = lib.au_open(
+            out, entries, 2 * entries, flags, options.sqpoll_idle_ms if options.sqpoll else 0, options.sqpoll_cpu or 0
+        )
         if ret == 0:
             return out[0]
         if ret == -errno.EINVAL and rung < len(_LADDER) - 1:
@@ -122,19 +159,87 @@ def _climb(lib: Any, ffi: Any, depth: int) -> Any:
         elif ret == -errno.ENOMEM and entries > _ENTRIES_MIN:
             entries = max(entries // 2, _ENTRIES_MIN)
         else:
-            raise _unavailable(-ret, "io_uring_setup")
+            break
+    if modes:
+        # Is it what was asked for, or would there be no ring at all?
+        lib.au_close(_climb(lib, ffi, depth))
+        raise _mode_refused(-ret, options)
+    raise _unavailable(-ret, "io_uring_setup")
+
+
+def _modes(options: UringOptions) -> list[str]:
+    """Return the setup flags that were asked for: unlike the ladder's, none is left out if the kernel lacks it."""
+    asked = {
+        "SQPOLL": options.sqpoll,
+        "SQ_AFF": options.sqpoll_cpu is not None,
+        "IOPOLL": options.iopoll,
+        "R_DISABLED": options.restrict,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
+
+
+def _mode_refused(code: int, options: UringOptions) -> UringUnavailableError:
+    """Say which options are in the way, where there is a ring without them."""
+    hints = []
+    if options.sqpoll:
+        hints.append(
+            "sqpoll=True (which needs Linux 5.11 to do without privileges, and RLIMIT_NPROC to allow one more thread)"
+        )
+    if options.sqpoll_cpu is not None:
+        hints.append(
+            f"sqpoll_cpu={options.sqpoll_cpu} (which must be online, and in this process's cpuset: see nproc --all)"
+        )
+    if options.iopoll:
+        hints.append("iopoll=True")
+    if options.restrict:
+        hints.append("restrict=True (which needs Linux 5.10)")
+    name = errno.errorcode.get(code, str(code))
+    return UringUnavailableError(
+        code,
+        f"this kernel ({platform.release()}) gives a ring, but refused one with {' and '.join(hints)}, "
+        f"with {name}: change these options, or leave them out",
+    )
+
+
+def _require_poll_queues() -> None:
+    """
+    Look whether any block device here can be polled.
+
+    Nobody can know at open which files will be read.  But where no device has poll queues, each read would
+    be EOPNOTSUPP (Linux 6.18), or quietly wait for an interrupt after all (before 6.10).
+
+    :raises UringUnavailableError: if none has
+    """
+    found = {file.parent.parent.name: file.read_text(encoding="ascii").strip() for file in _poll_queues()}
+    # Where sysfs is not mounted nothing is known, and the first read will tell.
+    if found and "1" not in found.values():
+        devices = ", ".join(sorted(name for name in found if not name.startswith(("loop", "ram"))))
+        raise UringUnavailableError(
+            errno.EOPNOTSUPP,
+            f"iopoll=True needs a block device with poll queues, and none here has any ({devices or 'no disk'}: "
+            "/sys/block/*/queue/io_poll is 0): let its driver make some (nvme.poll_queues=2 or "
+            "virtio_blk.poll_queues=2 on the kernel's command line), or leave iopoll out",
+        )
+
+
+def _poll_queues() -> list[Path]:
+    return list(_BLOCK_DEVICES.glob("*/queue/io_poll"))
 
 
 def _probe(driver: UringDriver) -> None:
     """Read a few bytes through the ring: a filter may allow the set-up and forbid the use."""
     if driver.lacks(_FEATURES_NEEDED):
         raise OSError(errno.ENOSYS, "the kernel's io_uring is too old")
+    if "SQPOLL" in driver.features.setup_flags:
+        driver.enter()  # the read may well do without, and the first wake-up would find out too late
     expected = b"anyio_uring"
     # A pipe: it never needs a worker of the kernel, whose start may take seconds on a loaded machine.
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         memory = bytearray(len(expected))
-        rows, pin, _ = driver.prepare(0, [Request(Opcode.READ, read_end, memory, -1)])
+        # No pipe can be polled for as a device is (IOPOLL): there the ring is proved by the kernel's "no".
+        is_polled = "IOPOLL" in driver.features.setup_flags
+        rows, pin, _ = driver.prepare(0, [Request(Opcode.READ, -1 if is_polled else read_end, memory, -1)])
         _, completions = driver.turn([], [(rows, 0, 1)])
         os.write(write_end, expected)
         if not completions:
@@ -146,6 +251,8 @@ def _probe(driver: UringDriver) -> None:
         if not completions:
             raise OSError(errno.ETIME, "no completion came back")
         del pin
+        if is_polled and completions[1] == -errno.EBADF:
+            return
         if completions[1] < 0:
             raise OSError(-completions[1], os.strerror(-completions[1]))
         if bytes(memory) != expected:
@@ -218,6 +325,7 @@ class UringDriver:
         "_capacity",
         "_features",
         "_ffi",
+        "_iopoll",
         "_last_counts",
         "_lib",
         "_out",
@@ -252,6 +360,7 @@ class UringDriver:
         supported = ffi.new("uint8_t[]", 256)
         lib.au_get_opcodes(ring, supported, 256)
         flags: int = self._state.setup_flags
+        self._iopoll = bool(flags & SETUP_FLAGS["IOPOLL"])
         self._features = UringFeatures(
             kernel=platform.release(),
             depth=min(depth, self._state.sq_entries),
@@ -286,6 +395,31 @@ class UringDriver:
     def fileno(self) -> int:
         return int(self._lib.au_get_fd(self._ring))
 
+    def enter(self) -> None:
+        """
+        Enter the kernel, to no end.
+
+        :raises OSError: if that is not allowed
+        """
+        ret = self._lib.au_enter(self._ring)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+
+    def poller_sleeps(self) -> bool:
+        """Whether the thread of SQPOLL sleeps, so that the next submission has to wake it."""
+        return bool(self._lib.au_poller_sleeps(self._ring))
+
+    def restrict(self) -> None:
+        """
+        Allow the opcodes and flags that this library uses, and no registration; then enable the ring.
+
+        Of a ring opened with ``R_DISABLED``.  What has to be registered or probed is, before this.
+        """
+        opcodes = bytes(Opcode)
+        ret = self._lib.au_restrict(self._ring, opcodes, len(opcodes), SQE_FLAGS)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+
     def limit_workers(self, bounded: int, unbounded: int) -> None:
         """
         Limit io-wq's workers, for files that cannot and that can block for ever (0: as is).
@@ -312,6 +446,8 @@ class UringDriver:
         return memory if type(memory) is bytes else self._ffi.from_buffer(memory)
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[bytes, object, Any]:
+        if self._iopoll:
+            check_polled(requests)
         if isinstance(requests, Batch):
             rows, pins = self._prepare_columns(user_data, requests)
             return rows, pins, self._gather(user_data, len(requests))
@@ -349,7 +485,7 @@ class UringDriver:
             MEMBER,
             batch.opcode,
             # As for a single one: 256 reads of 64 KiB, cached, would hold the loop for 4 ms.
-            _SQE_ASYNC
+            SQE_ASYNC
             if sum(lengths) > _INLINE_BATCH_COPY_MAX and DISKS.issuperset(map(file_type, {*batch.fds}))
             else 0,
             struct.pack(f"{count}i", *batch.fds),
@@ -372,10 +508,10 @@ class UringDriver:
         memory = request.memory
         head = int(request.opcode)
         if request.is_linked:
-            head |= _SQE_LINK << 8
+            head |= SQE_LINK << 8
         if memory is None:
             if request.force_async:
-                head |= _SQE_ASYNC << 8
+                head |= SQE_ASYNC << 8
             return (user_data, 0, 0, 0, request.fd, request.op_flags, head), request
         ffi = self._ffi
         if isinstance(memory, list):
@@ -390,7 +526,7 @@ class UringDriver:
         is_write = request.opcode in _WRITES
         may_hold = is_write or size > _INLINE_COPY_MAX
         if request.force_async or (may_hold and _would_hold_the_loop(request.fd, size, is_write=is_write)):
-            head |= _SQE_ASYNC << 8
+            head |= SQE_ASYNC << 8
         return (user_data, address, request.offset, length, request.fd, request.op_flags, head), pin
 
     def _pack(self, rows: Sequence[tuple[int, ...]]) -> bytes:

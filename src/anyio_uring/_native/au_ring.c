@@ -43,7 +43,8 @@ static void release(au_ring *ring)
     free(ring);
 }
 
-int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags)
+int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags,
+            uint32_t poller_idle_ms, uint32_t poller_cpu)
 {
     au_ring *ring = calloc(1, sizeof(*ring));
     if (ring == NULL)
@@ -67,6 +68,8 @@ int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup
     memset(&params, 0, sizeof(params));
     params.flags = setup_flags | IORING_SETUP_CQSIZE;
     params.cq_entries = cq_entries;
+    params.sq_thread_idle = poller_idle_ms;
+    params.sq_thread_cpu = poller_cpu;
     int ret = io_uring_queue_init_params(entries, &ring->uring, &params);
     if (ret < 0) {
         release(ring);
@@ -123,11 +126,64 @@ int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded)
     return io_uring_register_iowq_max_workers(&ring->uring, values);
 }
 
+int au_restrict(au_ring *ring, const uint8_t *opcodes, uint32_t count, uint8_t sqe_flags)
+{
+    struct io_uring_restriction allowed[IORING_OP_LAST + 1];
+    if (count > IORING_OP_LAST)
+        return -EINVAL;
+    memset(allowed, 0, sizeof(allowed));
+    for (uint32_t i = 0; i < count; i++) {
+        allowed[i].opcode = IORING_RESTRICTION_SQE_OP;
+        allowed[i].sqe_op = opcodes[i];
+    }
+    allowed[count].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    allowed[count].sqe_flags = sqe_flags;
+    /* liburing 2.3 declares functions for the two and does not export them. */
+    unsigned fd = (unsigned)ring->uring.ring_fd;
+    int ret = io_uring_register(fd, IORING_REGISTER_RESTRICTIONS, allowed, count + 1);
+    return ret < 0 ? ret : io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+}
+
+int au_enter(au_ring *ring)
+{
+    ring->state->enters++;
+    int ret = io_uring_get_events(&ring->uring);
+    return ret == -EINTR ? 0 : ret;
+}
+
+int au_poller_sleeps(au_ring *ring)
+{
+    return (IO_URING_READ_ONCE(*ring->uring.sq.kflags) & IORING_SQ_NEED_WAKEUP) != 0;
+}
+
+/* SQPOLL: show the SQ to the kernel's poller, and enter the kernel only if the poller sleeps.
+ * Not io_uring_submit(), which does the same and does not say whether it entered; it is to be
+ * counted.  Entry i of the SQ's index array is i, for nobody but liburing has ever advanced it. */
+static int publish(au_ring *ring)
+{
+    struct io_uring_sq *sq = &ring->uring.sq;
+    sq->sqe_head = sq->sqe_tail;
+    io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
+    /* The poller sets the flag and looks at the tail once more before it sleeps; so here the tail
+     * must be out before the flag is read, or each could miss the other (io_uring_setup(2)). */
+    io_uring_smp_mb();
+    if (!au_poller_sleeps(ring))
+        return 0;
+    int ret;
+    do {
+        ring->state->enters++;
+        ret = io_uring_enter((unsigned)ring->uring.ring_fd, 0, 0, IORING_ENTER_SQ_WAKEUP, NULL);
+    } while (ret == -EINTR);
+    return ret;
+}
+
 /* Hand the SQ to the kernel. */
 static int submit(au_ring *ring)
 {
     struct io_uring_sq *sq = &ring->uring.sq;
     int ret;
+    if (ring->uring.flags & IORING_SETUP_SQPOLL)
+        return publish(ring);
     do {
         ring->state->enters++;
         ret = io_uring_submit(&ring->uring);
@@ -197,6 +253,25 @@ static int passes(int ret)
     return ret >= 0 || ret == -EAGAIN || ret == -EBUSY;
 }
 
+/* IOPOLL: have the kernel look whether devices are done; no interrupt will say so. */
+static int poll_devices(au_ring *ring)
+{
+    unsigned mode = ring->uring.flags & (IORING_SETUP_IOPOLL | IORING_SETUP_SQPOLL);
+    if (mode != IORING_SETUP_IOPOLL || ring->state->in_flight == 0)
+        return 0; /* With SQPOLL the poller does it. */
+    return au_enter(ring);
+}
+
+/* Entries for whose sake the caller has to take another turn. */
+static uint32_t needy(const au_ring *ring)
+{
+    if (ring->uring.flags & IORING_SETUP_IOPOLL)
+        return ring->state->in_flight; /* The descriptor never becomes readable for them. */
+    if (ring->uring.flags & IORING_SETUP_SQPOLL)
+        return 0; /* The poller takes them, and wakes who waits for the descriptor. */
+    return io_uring_sq_ready(&ring->uring);
+}
+
 int au_turn(au_ring *ring, const char *packed, uint32_t count,
             au_completion *out, uint32_t capacity)
 {
@@ -239,6 +314,8 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
     }
     if (passes(ret) && io_uring_sq_ready(uring) > 0)
         ret = submit(ring);
+    if (passes(ret) && (uring->flags & IORING_SETUP_IOPOLL))
+        ret = poll_devices(ring);
 
     /* With COOP_TASKRUN the kernel posts completions when this thread enters it, and
      * an overflown queue is refilled only on request: ask until neither flag is set,
@@ -257,7 +334,7 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
         if (ret == -EINTR)
             ret = 0;
     }
-    state->unsubmitted = io_uring_sq_ready(uring);
+    state->unsubmitted = needy(ring);
     /* Completions in hand come first: an error shows again at the next turn. */
     return drained > 0 || passes(ret) ? (int)drained : ret;
 }

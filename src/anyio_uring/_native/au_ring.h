@@ -41,17 +41,25 @@ typedef struct {
     uint32_t sq_entries;
     uint32_t cq_entries;
     uint32_t consumed;     /* rows that the last au_turn() moved into the SQ */
-    uint32_t unsubmitted;  /* entries in the SQ that the kernel has not taken yet */
+    uint32_t unsubmitted;  /* entries that need another turn: not taken by the kernel, or (IOPOLL) not done */
     uint32_t in_flight;    /* entries in the SQ or the kernel that have no completion yet */
     uint64_t enters;       /* calls of io_uring_enter(2) */
     uint64_t overflows;    /* times the completion queue was found overflown */
 } au_state;
 
-int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags);
+/* The last two are for IORING_SETUP_SQPOLL and SQ_AFF alone. */
+int au_open(au_ring **out, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags,
+            uint32_t poller_idle_ms, uint32_t poller_cpu);
 au_state *au_get_state(au_ring *ring);
 int au_get_fd(au_ring *ring);
 int au_get_opcodes(au_ring *ring, uint8_t *supported, uint32_t count);
 int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded);
+/* Of a ring opened with R_DISABLED: allow these opcodes and SQE flags, and no registration; then enable it. */
+int au_restrict(au_ring *ring, const uint8_t *opcodes, uint32_t count, uint8_t sqe_flags);
+/* Enter the kernel for nothing but to learn whether it may be entered. */
+int au_enter(au_ring *ring);
+/* SQPOLL: whether the kernel's poller sleeps, so that the next submission has to wake it. */
+int au_poller_sleeps(au_ring *ring);
 /* `packed` holds au_rows: cffi passes a bytes object to a char pointer as it is, without a copy. */
 int au_turn(au_ring *ring, const char *packed, uint32_t count,
             au_completion *out, uint32_t capacity);
