@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -333,18 +330,3 @@ async def test_a_cancelled_chain_raises_the_cancellation(
             scope.cancel()
         assert scope.cancelled_caught
         assert os.pread(file.fileno(), 10, 0) == b"x"
-
-
-EXAMPLE = Path(__file__).parent.parent / "docs" / "chains.md"
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_example_of_the_documentation(
-    driver: Any, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
-    (code,) = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
-    command = [sys.executable, "-W", "error", "-c", code, backend]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE)

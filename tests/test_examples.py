@@ -21,9 +21,9 @@ EXAMPLES = _blocks("README.md", "python")
 CONFIGURATION = _blocks("docs/configuration.md", "python")
 
 
-def _run(code: str, directory: Path) -> str:
+def _run(code: str, directory: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", code, *arguments],
         cwd=directory,
         capture_output=True,
         text=True,
@@ -64,3 +64,25 @@ def test_the_example_of_the_doctor(tmp_path: Path) -> None:
     (code,) = _blocks("docs/doctor.md", "python")
     expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
     assert _run(code, tmp_path).splitlines() == expected == ["uring 0"]
+
+
+@pytest.mark.parametrize("code", _blocks("docs/ring-modes.md", "python"), ids=["sqpoll", "iopoll", "restrict"])
+def test_the_examples_of_the_rings_modes(
+    code: str, tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    printed = _run(code, tmp_path)
+    expected = re.findall(r"^anyio.run\(main\)  # (.*)$", code, re.MULTILINE)
+    if not expected:
+        assert re.match("polling: True|not here: .*poll queues", printed)  # as this machine's devices are
+    else:  # without a ring the modes mean nothing, and cached reads are no entries either
+        assert printed.splitlines() == [
+            line if driver == "uring" else line.replace("True", "False") for line in expected
+        ]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_example_of_the_chains(driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    (code,) = _blocks("docs/chains.md", "python")
+    assert _run(code, tmp_path, backend).splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE)

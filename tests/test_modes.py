@@ -54,17 +54,17 @@ def _ring_of(io: AsyncIoManager) -> UringDriver:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"sqpoll": 1}, TypeError, "sqpoll must be True or False, not 1"),
+        ({"sqpoll": 1}, TypeError, "sqpoll must be true or false, not 1"),
         ({"sqpoll_idle_ms": 0}, ValueError, "sqpoll_idle_ms must be between 1 and 2147483647, not 0"),
         ({"sqpoll_idle_ms": 1 << 31}, ValueError, "sqpoll_idle_ms must be between"),
         ({"sqpoll_idle_ms": 1.5}, TypeError, "sqpoll_idle_ms must be an int, not float"),
         ({"sqpoll": True, "sqpoll_cpu": -1}, ValueError, "sqpoll_cpu must be between 0 and"),
         ({"sqpoll": True, "sqpoll_cpu": True}, TypeError, "sqpoll_cpu must be the number of a CPU or None, not bool"),
         ({"sqpoll_cpu": 0}, ValueError, "it needs sqpoll=True"),
-        ({"iopoll": "yes"}, TypeError, "iopoll must be True or False"),
+        ({"iopoll": "yes"}, TypeError, "iopoll must be true or false"),
         ({"iopoll": True, "nowait": True}, ValueError, "leave one of them out"),
-        ({"restrict": None}, TypeError, "restrict must be True or False"),
-        ({"nowait": 0}, TypeError, "nowait must be True or False"),
+        ({"restrict": None}, TypeError, "restrict must be true or false"),
+        ({"nowait": 0}, TypeError, "nowait must be true or false"),
     ],
 )
 def test_a_bad_option_is_named_before_anything_is_opened(
@@ -482,9 +482,10 @@ async def test_iopoll_refuses_what_cannot_be_polled(driver: Any, path: Path, dir
 
 @pytest.mark.ring
 @pytest.mark.usefixtures("queues")
-def test_a_polled_ring_asks_for_turns_while_something_is_in_flight(direct: int) -> None:
+@pytest.mark.parametrize("sqpoll", [False, True])
+def test_a_polled_ring_asks_for_turns_while_something_is_in_flight(direct: int, sqpoll: bool) -> None:
     """Its descriptor never becomes readable: the owner has to come again until nothing is in flight."""
-    driver = open_ring(8, UringOptions(iopoll=True))
+    driver = open_ring(8, UringOptions(iopoll=True, sqpoll=sqpoll))
     assert not driver.is_hungry()
     page = mmap.mmap(-1, 4096)
     rows, pin, _ = driver.prepare(1, [Request(Opcode.READ, direct, memoryview(page), 0)])

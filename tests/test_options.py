@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def test_each_of_ferrites_keys_takes_effect_or_is_refused(toml: Any, key: str) -
     file = toml(f"[io]\n{key} = {FERRITE[key]}\n")
     if key in {"uring_enabled", "uring_queue_depth"}:
         assert UringOptions.from_toml(file) == UringOptions()
+    elif key in {"uring_sqpoll", "uring_sqpoll_idle_ms"}:
+        assert UringOptions.from_toml(file) == UringOptions(**{key.removeprefix("uring_"): json.loads(FERRITE[key])})
     else:
         option = _options._LATER[key]
         with pytest.raises(ValueError, match=rf"app\.toml: \[io\] {key}: .* no option {option} yet; there are"):
@@ -176,7 +179,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYIO_URING_NOWAIT", "False")
     monkeypatch.setenv("ANYIO_URING_CHECKPOINT", "")
     assert UringOptions.from_env() == UringOptions(depth=8, driver="threads", nowait=False)
-    assert UringOptions.from_env({"ANYIO_URING_NOWAIT": "1", "HOME": "/"}) == UringOptions()
+    assert UringOptions.from_env({"ANYIO_URING_NOWAIT": "1", "HOME": "/"}) == UringOptions(nowait=True)
     defaults = UringOptions(depth=2, checkpoint="budget")
     assert UringOptions.from_env({"ANYIO_URING_DEPTH": "5"}, defaults=defaults) == attrs.evolve(defaults, depth=5)
 

@@ -111,6 +111,7 @@ class Driver(Protocol):
         :return: the rows; what must stay alive until the last completion; and, if the driver gathers
             the results itself, where (then :meth:`retire` is called behind the last one): each is
             :data:`NO_RESULT` at first, and completions say no more than that so many have come
+        :raises ValueError: if the driver was opened in a mode (``iopoll``) that cannot do this
         """
         ...
 
@@ -132,7 +133,7 @@ class Driver(Protocol):
         ...
 
     def is_hungry(self) -> bool:
-        """Whether taken rows wait for the kernel to have memory: take another turn soon."""
+        """Whether taken rows wait for the kernel to have memory, or for a device to be asked: take another turn soon."""
         ...
 
     def close(self) -> None:

@@ -206,7 +206,7 @@ def _require_poll_queues() -> None:
     Look whether any block device here can be polled.
 
     Nobody can know at open which files will be read.  But where no device has poll queues, each read would
-    be EOPNOTSUPP (Linux 6.18), or quietly wait for an interrupt after all (before 6.10).
+    be EOPNOTSUPP (seen on Linux 6.18), or wait for an interrupt after all.
 
     :raises UringUnavailableError: if none has
     """

@@ -21,7 +21,9 @@ class IoStatistics:
     completions: int
     """Operations whose own result has come back."""
     syscalls: int
-    """Kernel entries: calls of ``io_uring_enter(2)`` on the ring, read/write/sync calls on threads."""
+    """Kernel entries: calls of ``io_uring_enter(2)`` on the ring, read/write/sync calls on threads.
+
+    With ``sqpoll`` these are the calls that woke the kernel's poller, and one at open."""
     average_batch_size: float
     """``submissions / syscalls``: how many operations one kernel entry carried."""
     in_flight: int
