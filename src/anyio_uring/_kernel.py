@@ -71,7 +71,7 @@ def try_setup(flags: int = 0) -> int:
     """
     lib, ffi = extension()
     out = ffi.new("au_ring **")
-    answer: int = lib.au_open(out, 8, 16, flags)
+    answer: int = lib.au_open(out, 8, 16, flags, 0, 0)
     if answer == 0:
         lib.au_close(out[0])
     return -answer
