@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -330,3 +332,60 @@ async def test_a_cancelled_chain_raises_the_cancellation(
             scope.cancel()
         assert scope.cancelled_caught
         assert os.pread(file.fileno(), 10, 0) == b"x"
+
+
+# A kernel that is short of memory takes fewer entries than it is given; this one takes one of each lot.
+SHORT_OF_MEMORY = r"""
+#include <liburing.h>
+
+int io_uring_submit(struct io_uring *ring)
+{
+    struct io_uring_sq *sq = &ring->sq;
+    sq->sqe_head = sq->sqe_tail;
+    io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
+    return io_uring_enter((unsigned)ring->ring_fd, 1, 0, 0, NULL);
+}
+"""
+
+CUT_CHAIN = """
+import sys
+import anyio
+from anyio_uring import open_uring
+
+async def main():
+    with open("file", "w+b") as file:
+        try:
+            async with open_uring(driver="uring") as io:
+                print(await io.write(file, b"0", 0), flush=True)
+                async with io.chain() as chain:
+                    chain.write(file, b"1", 1)
+                    chain.write(file, b"2", 2)
+        except anyio.BrokenResourceError as error:
+            print(repr(error.__cause__))
+    print(open("file", "rb").read())
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_chain_that_the_kernel_cuts_ends_the_manager(tmp_path: Path, backend: str) -> None:
+    """C11: its second member would begin without waiting for the first, so it shall not begin at all."""
+    source, library = tmp_path / "short.c", tmp_path / "short.so"
+    source.write_text(SHORT_OF_MEMORY)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-luring"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CUT_CHAIN, backend],
+        cwd=tmp_path,
+        env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    written, cause, content = done.stdout.splitlines()
+    assert written == "1"
+    assert cause == "OSError(12, 'io_uring_enter failed: Cannot allocate memory')"
+    assert content in {"b'0'", "b'01'"}
