@@ -22,6 +22,7 @@ TEST_REQUIREMENTS = (
     "blockbuster",
     "uvloop",
     "numpy",
+    "opentelemetry-sdk",
 )
 LINT_REQUIREMENTS = (
     "ruff",

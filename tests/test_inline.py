@@ -271,7 +271,7 @@ def test_the_pause_ends_with_a_hit() -> None:
         inline.note_miss(3)
     assert [inline.is_likely(3) for _ in range(65)] == [False] * 64 + [True]
     assert inline.is_likely(4)
-    inline.note_hit(3)
+    inline.note_hit(3, 10)
     assert inline.is_likely(3)
 
 

@@ -86,7 +86,7 @@ def test_every_keyword_is_an_option_with_the_same_default() -> None:
         assert defaults.pop(field.name) == text
         assert table.pop(field.name) == (text.lower() if isinstance(field.default, bool) else text)
         assert variable(field.name) in DOCUMENT.read_text(encoding="utf-8")
-    assert not defaults
+    assert defaults == {"instruments": "()"}  # objects, which cannot be written down
     assert not table
 
 

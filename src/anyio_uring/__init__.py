@@ -5,9 +5,10 @@ from ._buffers import SupportsBuffer
 from ._chain import Chain
 from ._core import AsyncIoManager, current, open_uring
 from ._errors import BatchError, ChainError, UringUnavailableError
+from ._instruments import Instrument, ManagerView, OperationTrace
 from ._options import UringOptions
 from ._requests import HasFileno
-from ._stats import IoStatistics, UringFeatures
+from ._stats import IoStatistics, LatencyQuantiles, UringFeatures
 
 __all__ = (
     "AsyncIoManager",
@@ -16,7 +17,11 @@ __all__ = (
     "ChainError",
     "FileDescriptor",
     "HasFileno",
+    "Instrument",
     "IoStatistics",
+    "LatencyQuantiles",
+    "ManagerView",
+    "OperationTrace",
     "SupportsBuffer",
     "UringFeatures",
     "UringOptions",

@@ -72,6 +72,7 @@ from ._driver import (
 from ._operations import CANCELED, Operation, is_transient, repeat
 from ._requests import Requests
 from ._stats import IoStatistics
+from ._transfers import Transfers
 from ._waiters import Cancellation, Loop
 
 # Seconds between two cancel requests for one member.
@@ -92,6 +93,7 @@ class CompletionTask:
     __slots__ = (
         "__weakref__",
         "_cancellations",
+        "_cancellations_effective",
         "_cancels",
         "_cancels_back",
         "_cancels_in_flight",
@@ -115,6 +117,7 @@ class CompletionTask:
         "_slots",
         "_staged",
         "_submissions",
+        "_transfers",
         "depth",
         "is_usable",
         "thread",
@@ -122,7 +125,9 @@ class CompletionTask:
 
     def __init__(self, driver: Driver, loop: Loop) -> None:
         self._driver = driver
-        self._submissions = self._completions = self._cancellations = self._resubmissions = 0
+        self._submissions = self._completions = self._resubmissions = 0
+        self._cancellations = self._cancellations_effective = 0
+        self._transfers = Transfers()
         self._loop = loop
         loop.protect(CompletionTask.perform, CompletionTask.aclose, CompletionTask.run)  # type: ignore[arg-type]
         self._doorbell = loop.doorbell()
@@ -196,6 +201,7 @@ class CompletionTask:
                 self._abort(operation)  # the coroutine was closed
             raise
         if cancellation is None and operation.error is None and min(operation.results) >= 0:
+            self._transfers.count(requests, operation.results)
             return operation.results  # type: ignore[no-any-return]
         results = self._decide(operation, cancellation)
         if cancellation is None:
@@ -203,18 +209,27 @@ class CompletionTask:
         return results
 
     def statistics(self) -> IoStatistics:
-        """Return a snapshot of the counters."""
+        """Return a snapshot of the counters; for other threads, too: it changes nothing and waits for nobody."""
         enters = self._driver.enters
+        # In this order, for in another thread the owner goes on meanwhile: in flight is never negative.
+        completions, submissions = self._completions, self._submissions
+        transfers = self._transfers
         return IoStatistics(
             driver=self._driver.name,
-            submissions=self._submissions,
-            completions=self._completions,
+            submissions=submissions,
+            completions=completions,
             syscalls=enters,
-            average_batch_size=self._submissions / enters if enters else 0.0,
-            in_flight=self._submissions - self._completions,
+            average_batch_size=submissions / enters if enters else 0.0,
+            in_flight=submissions - completions,
             in_flight_max=self._in_flight_max,
-            waiting=sum(not operation.staged for operation in self._queue),
+            # A copy is made in one step.
+            waiting=sum(not operation.staged for operation in list(self._queue)),
+            bytes_read=transfers.bytes_read,
+            bytes_written=transfers.bytes_written,
+            short_reads=transfers.short_reads,
+            short_writes=transfers.short_writes,
             cancellations=self._cancellations,
+            cancellations_effective=self._cancellations_effective,
             resubmissions=self._resubmissions,
             overflows=self._driver.overflows,
         )
@@ -492,6 +507,8 @@ class CompletionTask:
             if operation.is_gathered:
                 self._driver.retire(operation.user_data)
                 operation.results = list(operation.results)
+            if operation.is_cancelling:
+                self._cancellations_effective += operation.results.count(CANCELED) - operation.unsent
 
     def _abort(self, operation: Operation) -> bool:
         """Answer a cancellation: True if the operation never happened, False if its result decides."""
@@ -534,6 +551,7 @@ class CompletionTask:
         ]
         self._cancels += targets
         self._cancellations += len(targets)
+        operation.unsent = len(unsent)
         for member in sorted(unsent):
             self._settle(operation, member, CANCELED)
         self._give_room()
@@ -580,6 +598,7 @@ class CompletionTask:
                 cancellation.keep()
             raise operation.error
         results: list[int] = operation.results
+        self._transfers.count(operation.requests, results)
         if cancellation is not None:
             if CANCELED in results or any(map(is_transient, operation.requests, results)):
                 cancellation.deliver()

@@ -17,7 +17,7 @@ from typing import Any, Literal, overload
 import anyio
 import attrs
 
-from . import _arguments, _buffers
+from . import _arguments, _buffers, _logs
 from ._arguments import FD_MAX, OFFSET_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
@@ -26,10 +26,13 @@ from ._driver import Driver
 from ._errors import UringUnavailableError
 from ._fallback import ThreadDriver
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
+from ._instruments import Instrument, Instruments
+from ._latency import LatencyInstrument
 from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
 from ._requests import TRANSFER_MAX, Batch, Memories, Opcode, Request, check_polled
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
+from ._traced_driver import TracedDriver
 from ._waiters import Loop, current_loop
 
 _current: ContextVar[AsyncIoManager | None] = ContextVar("anyio_uring.current", default=None)
@@ -64,11 +67,15 @@ def open_uring(
     sqpoll_cpu: int | None = None,
     iopoll: bool = False,
     restrict: bool = False,
+    latency: bool = False,
+    instruments: Iterable[Instrument] = (),
 ) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
 @overload
-def open_uring(*, options: UringOptions) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
 def open_uring(
-    *, options: UringOptions | None = None, **keywords: Any
+    *, options: UringOptions, instruments: Iterable[Instrument] = ()
+) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
+def open_uring(
+    *, options: UringOptions | None = None, instruments: Iterable[Instrument] = (), **keywords: Any
 ) -> AbstractAsyncContextManager[AsyncIoManager, None]:
     """
     Open one io_uring for this event loop; on leaving, drain it and close it.
@@ -101,13 +108,19 @@ def open_uring(
     :param restrict: have the kernel refuse, on this ring, every opcode, flag and registration that this
         library does not use (``IORING_REGISTER_RESTRICTIONS``, Linux 5.10).  Threads have no ring, so
         there it means nothing
+    :param latency: measure how long operations take, for :attr:`IoStatistics.latency`; it costs each of them
+        a few microseconds
     :param options: all of these as one object, instead of keywords and never beside them: which would win
         is a question nobody has to ask.  ``attrs.evolve(options, depth=64)`` makes other ones of it.
+    :param instruments: who is told of every operation; see :class:`Instrument`.  Logging is another way to
+        see them: the loggers below ``anyio_uring`` are asked for their level here, once, after the
+        environment variable ``ANYIO_URING_LOG`` (``debug``, ``trace`` ...) has had its say.
     :return: an async context manager, to be entered once
     :raises UringUnavailableError: on entering, if ``driver="uring"`` and there is no ring to be had
         that can do what ``sqpoll``, ``iopoll`` and ``restrict`` ask for
     :raises ValueError: if an option is out of range
-    :raises TypeError: if an option is of a wrong type or unknown, or if there are ``options`` and keywords
+    :raises TypeError: if an option is of a wrong type or unknown, if there are ``options`` and keywords, or if
+        an instrument lacks a method
     """
     if options is None:
         options = UringOptions(**keywords)
@@ -117,16 +130,19 @@ def open_uring(
         )
     elif not isinstance(options, UringOptions):
         raise TypeError(f"options must be UringOptions, not {type(options).__name__}")
-    return _Opening(options._with_driver_variable())
+    _logs.configure()
+    return _Opening(options._with_driver_variable(), [*instruments, *_logs.loggers()])
 
 
 class _Opening:
     """What ``open_uring()`` returns. A class, for a generator's frames would be open to KeyboardInterrupt."""
 
-    __slots__ = ("_manager", "_options", "_tasks")
+    __slots__ = ("_instruments", "_latency", "_manager", "_options", "_tasks")
 
-    def __init__(self, options: UringOptions) -> None:
+    def __init__(self, options: UringOptions, instruments: list[Instrument]) -> None:
         self._options = options
+        self._latency = LatencyInstrument() if options.latency else None
+        self._instruments = Instruments(instruments if self._latency is None else [self._latency, *instruments])
         self._manager: AsyncIoManager | None = None
 
     async def __aenter__(self) -> AsyncIoManager:
@@ -136,9 +152,17 @@ class _Opening:
         loop = current_loop()
         loop.protect(_Opening.__aenter__, _Opening.__aexit__)  # type: ignore[arg-type]
         driver, reason = _choose_driver(self._options)
+        if self._instruments.listens_to_operations():
+            driver = TracedDriver(driver, self._instruments)
         task = CompletionTask(driver, loop)
         self._manager = AsyncIoManager(
-            task, driver, loop, options=self._options, fallback_reason=reason, outer=_current.get()
+            task,
+            driver,
+            loop,
+            options=self._options,
+            fallback_reason=reason,
+            outer=_current.get(),
+            latency=self._latency,
         )
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
@@ -146,6 +170,7 @@ class _Opening:
         # arrives as it was raised and not in an exception group.
         self._tasks.start_soon(task.run, name="anyio_uring owner")
         _current.set(self._manager)
+        self._instruments.tell(Instrument.manager_opened, self._manager)
         return self._manager
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -161,6 +186,7 @@ class _Opening:
             await manager._task.aclose()
         finally:
             await self._tasks.__aexit__(None, None, None)
+            self._instruments.tell(Instrument.manager_closed, manager)
 
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:
@@ -208,6 +234,7 @@ class AsyncIoManager:
         "_inline",
         "_is_forked",
         "_is_polled",
+        "_latency",
         "_loop",
         "_memory_type",
         "_outer",
@@ -224,6 +251,7 @@ class AsyncIoManager:
         options: UringOptions,
         fallback_reason: str | None,
         outer: AsyncIoManager | None,
+        latency: LatencyInstrument | None = None,
     ) -> None:
         self._loop = loop
         self._checkpoint = loop.checkpoint
@@ -237,6 +265,7 @@ class AsyncIoManager:
         self._driver = driver
         self._fallback_reason = fallback_reason
         self._outer = outer
+        self._latency = latency
         self._closed = False
 
     def __repr__(self) -> str:
@@ -259,12 +288,18 @@ class AsyncIoManager:
         return self._driver.features
 
     def statistics(self) -> IoStatistics:
-        """Return a snapshot of the counters."""
-        inline = self._inline
+        """Return a snapshot of the counters; other threads may ask, too, and then see them a few operations apart."""
+        inline = self._inline or InlineReads()
         statistics = self._task.statistics()
-        if inline is None:
-            return statistics
-        return attrs.evolve(statistics, inline_reads=inline.hits, inline_misses=inline.misses)
+        return attrs.evolve(
+            statistics,
+            inline_reads=inline.hits,
+            inline_misses=inline.misses,
+            bytes_read=statistics.bytes_read + inline.bytes,
+            short_reads=statistics.short_reads + inline.shorts,
+            fallback_operations=statistics.completions if self._fallback_reason is not None else 0,
+            latency=None if self._latency is None else self._latency.histogram.quantiles(),
+        )
 
     # --- one buffer -----------------------------------------------------------------------------
 
@@ -302,8 +337,11 @@ class AsyncIoManager:
             memory = self._memory_type(length)
             count = self._read_now(fd, memory, length, offset)
             if count >= 0:
-                inline.note_hit(fd)
-                return memory if count == length and type(memory) is bytes else _arguments.to_bytes(memory, count)
+                inline.note_hit(fd, count)
+                if count == length and type(memory) is bytes:
+                    return memory
+                inline.shorts += count < length
+                return _arguments.to_bytes(memory, count)
             inline.note_miss(fd)
             passed = True
         else:
@@ -341,7 +379,8 @@ class AsyncIoManager:
                     task.check()
                 count = self._read_now(request.fd, self._driver.expose(request.memory), length, request.offset)
                 if count >= 0:
-                    inline.note_hit(request.fd)
+                    inline.note_hit(request.fd, count)
+                    inline.shorts += count < length
                     return count
                 inline.note_miss(request.fd)
                 passed = True

@@ -208,7 +208,7 @@ class ThreadDriver:
                     direct[fd] = is_direct(fd)
                 res = -errno.EAGAIN if direct[fd] else _read_cached(fd, request.memory, length, request.offset)
                 if res >= 0:
-                    inline.note_hit(fd)
+                    inline.note_hit(fd, res)
                     user_data, value = row.answer(res)
                     if row.results is None:
                         answered += user_data, value

@@ -24,11 +24,13 @@ BUDGET_US: Final = 500
 class InlineReads:
     """The hit rate, by descriptor: after each miss in a row the pause doubles, and a hit ends it."""
 
-    __slots__ = ("hits", "misses", "pauses")
+    __slots__ = ("bytes", "hits", "misses", "pauses", "shorts")
 
     def __init__(self) -> None:
         self.hits = 0
         self.misses = 0
+        self.bytes = 0  # that hits gave
+        self.shorts = 0  # hits that gave less than was asked
         # {fd: [reads to go until the next attempt, the pause behind it]}, of those that missed last
         self.pauses: dict[int, list[int]] = {}
 
@@ -43,9 +45,10 @@ class InlineReads:
         pause[0] = pause[1]  # one attempt, however many tasks ask before its outcome is known
         return True
 
-    def note_hit(self, fd: int) -> None:
-        """Take note of an attempt that gave what was asked."""
+    def note_hit(self, fd: int, count: int) -> None:
+        """Take note of an attempt that gave so many bytes, as many as there were or were asked for."""
         self.hits += 1
+        self.bytes += count
         if self.pauses:
             self.pauses.pop(fd, None)
 

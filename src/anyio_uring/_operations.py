@@ -34,6 +34,7 @@ class Operation:
     staged: int = 0  # members that were given room
     submitted: int = 0  # members that the driver has taken
     is_cancelling: bool = False
+    unsent: int = 0  # members that a cancellation found before the driver had them (C4)
     is_dropped: bool = False
     error: BaseException | None = None  # in place of results
     # What the waiters' module asks for.

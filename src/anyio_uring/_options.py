@@ -119,6 +119,9 @@ class UringOptions:
     restrict: bool = attrs.field(default=False, validator=_check_bool, metadata=written(as_bool))
     """Whether the kernel refuses on this ring what this library does not use."""
 
+    latency: bool = attrs.field(default=False, validator=_check_bool, metadata=written(as_bool))
+    """Whether to measure how long operations take: :attr:`IoStatistics.latency`."""
+
     def asks_page_cache(self, driver: DriverName) -> bool:
         """
         Whether small reads are tried with ``RWF_NOWAIT`` first: ``nowait``, or what is best if that is left out.

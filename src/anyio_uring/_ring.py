@@ -14,6 +14,7 @@ import select
 import stat
 import struct
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -323,6 +324,7 @@ class UringDriver:
     __slots__ = (
         "_bytes_data",
         "_capacity",
+        "_counting",
         "_features",
         "_ffi",
         "_iopoll",
@@ -348,6 +350,8 @@ class UringDriver:
         self._ring: Any = ring
         self._state: Any = lib.au_get_state(ring)
         self._last_counts = 0, 0  # once closed
+        # Another thread may count (metrics do) while this one closes the ring and frees the counters.
+        self._counting = threading.Lock()
         self.completions_max: int = self._state.cq_entries
         self._capacity: int = self._state.cq_entries
         self._out = ffi.new("au_completion[]", self._capacity)
@@ -376,11 +380,13 @@ class UringDriver:
 
     @property
     def enters(self) -> int:
-        return int(self._state.enters) if self._state is not None else self._last_counts[0]
+        with self._counting:
+            return int(self._state.enters) if self._state is not None else self._last_counts[0]
 
     @property
     def overflows(self) -> int:
-        return int(self._state.overflows) if self._state is not None else self._last_counts[1]
+        with self._counting:
+            return int(self._state.overflows) if self._state is not None else self._last_counts[1]
 
     def lacks(self, features: int) -> bool:
         """Whether one of these ``IORING_FEAT_*`` bits is missing."""
@@ -558,7 +564,9 @@ class UringDriver:
 
     def close(self) -> None:
         if self._ring is not None:
-            self._last_counts = self.enters, self.overflows
+            with self._counting:
+                self._last_counts = int(self._state.enters), int(self._state.overflows)
+                self._state = None
             self._lib.au_close(self._ring)
-            self._ring = self._state = None
+            self._ring = None
             self._owned = memoryview(b"\1")

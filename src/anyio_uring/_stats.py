@@ -11,6 +11,27 @@ from ._options import DriverName
 
 
 @attrs.frozen(kw_only=True)
+class LatencyQuantiles:
+    """
+    How long operations took, from their submission to the event loop's learning of their completion.
+
+    Estimates, within 2 %, except for the maximum.  Reads that the page cache answered at once are no operations,
+    and waiting for room in the queue comes before the submission: neither is in here.
+    """
+
+    count: int
+    """Operations that were measured."""
+    p50_us: float
+    """Microseconds that half of them took at most; 0 if there were none, as the others."""
+    p90_us: float
+    """Microseconds that 90 % of them took at most."""
+    p99_us: float
+    """Microseconds that 99 % of them took at most."""
+    max_us: float
+    """Microseconds that the slowest took."""
+
+
+@attrs.frozen(kw_only=True)
 class IoStatistics:
     """A snapshot of a manager's counters, as :meth:`AsyncIoManager.statistics` returns it."""
 
@@ -32,8 +53,18 @@ class IoStatistics:
     """The most operations that the driver ever held at once; never more than ``depth``."""
     waiting: int
     """Callers that wait for room now, because ``depth`` operations are in flight."""
+    bytes_read: int
+    """Bytes that reads gave, those of the page cache (:attr:`inline_reads`) included."""
+    bytes_written: int
+    """Bytes that writes took."""
+    short_reads: int
+    """Reads that gave less than was asked, the end of a file included."""
+    short_writes: int
+    """Writes that took less than was given."""
     cancellations: int
     """Operations in flight that the driver was asked to cancel (``IORING_OP_ASYNC_CANCEL``)."""
+    cancellations_effective: int
+    """Those of them that ended with ``ECANCELED``: the others had happened, or failed, by then."""
     resubmissions: int
     """Operations asked again because the kernel answered ``EINTR`` or a regular file ``EAGAIN``."""
     inline_reads: int = 0
@@ -42,6 +73,10 @@ class IoStatistics:
     """Reads for which that was tried in vain; they became submissions."""
     overflows: int
     """Times the completion queue was found overflown (nothing is lost then; it should stay 0)."""
+    fallback_operations: int = 0
+    """Operations that threads carried out because there was no ring to be had; 0 with ``driver="threads"``."""
+    latency: LatencyQuantiles | None = None
+    """How long operations took, if the manager was opened with ``latency=True``."""
 
 
 @attrs.frozen(kw_only=True)
