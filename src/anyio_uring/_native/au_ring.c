@@ -177,23 +177,29 @@ static int publish(au_ring *ring)
     return ret;
 }
 
+/* Short of memory, the kernel may stop inside a chain and run what it has got; the members behind
+ * would begin without waiting for it. They never shall: from then on nothing is submitted, and the
+ * owner stops for good (C11). */
+static int is_cut(const au_ring *ring)
+{
+    const struct io_uring_sq *sq = &ring->uring.sq;
+    return io_uring_sq_ready(&ring->uring) > 0 &&
+           (sq->sqes[(*sq->khead - 1) & *sq->kring_mask].flags & IOSQE_IO_LINK);
+}
+
 /* Hand the SQ to the kernel. */
 static int submit(au_ring *ring)
 {
-    struct io_uring_sq *sq = &ring->uring.sq;
     int ret;
     if (ring->uring.flags & IORING_SETUP_SQPOLL)
         return publish(ring);
+    if (is_cut(ring))
+        return -ENOMEM;
     do {
         ring->state->enters++;
         ret = io_uring_submit(&ring->uring);
     } while (ret == -EINTR);
-    /* Short of memory, the kernel may stop inside a chain and run what it has got; the members
-     * behind would begin without waiting for it. They never shall: the owner stops for good (C11). */
-    if (ret > 0 && io_uring_sq_ready(&ring->uring) > 0 &&
-        (sq->sqes[(*sq->khead - 1) & *sq->kring_mask].flags & IOSQE_IO_LINK))
-        return -ENOMEM;
-    return ret;
+    return ret > 0 && is_cut(ring) ? -ENOMEM : ret;
 }
 
 /* How many rows from here on are linked: 1 if this one is not. */
