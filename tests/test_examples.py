@@ -81,6 +81,30 @@ def test_the_examples_of_the_rings_modes(
         ]
 
 
+OBSERVING: dict[str, str] = dict(
+    zip(("trace", "instrument", "statistics", "otel"), _blocks("docs/observing.md", "python"))
+)
+
+
+@pytest.mark.parametrize("name", ["instrument", "statistics", "otel"])
+def test_the_examples_of_observing(name: str, tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    expected = re.findall(r"^(?:anyio.run\(main\)  )?# (.*)$", OBSERVING[name], re.MULTILINE)
+    assert expected
+    assert _run(OBSERVING[name], tmp_path).splitlines() == expected
+
+
+def test_the_trace_in_the_docs(tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    monkeypatch.setenv("ANYIO_URING_LOG", "trace")
+    (expected,) = _blocks("docs/observing.md", "text")
+    printed = _run(f"import sys; sys.stderr = sys.stdout\n{OBSERVING['trace']}", tmp_path)
+    # As the kernel and the disk please, a batch's operations end in any order.
+    lines = [line for line in printed.splitlines() if line.startswith("TRACE")]
+    assert sorted(lines) == sorted(expected.splitlines())
+    assert lines[:5] == expected.splitlines()[:5]
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_example_of_the_chains(driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYIO_URING_DRIVER", driver)

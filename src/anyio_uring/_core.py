@@ -108,8 +108,7 @@ def open_uring(
     :param restrict: have the kernel refuse, on this ring, every opcode, flag and registration that this
         library does not use (``IORING_REGISTER_RESTRICTIONS``, Linux 5.10).  Threads have no ring, so
         there it means nothing
-    :param latency: measure how long operations take, for :attr:`IoStatistics.latency`; it costs each of them
-        a few microseconds
+    :param latency: measure how long operations take, for :attr:`IoStatistics.latency`; it costs each of them 5 us
     :param options: all of these as one object, instead of keywords and never beside them: which would win
         is a question nobody has to ask.  ``attrs.evolve(options, depth=64)`` makes other ones of it.
     :param instruments: who is told of every operation; see :class:`Instrument`.  Logging is another way to

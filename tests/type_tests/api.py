@@ -8,7 +8,28 @@ from typing import Literal
 
 from typing_extensions import assert_type
 
-from anyio_uring import AsyncIoManager, BatchError, IoStatistics, UringFeatures, UringOptions, current, open_uring
+from anyio_uring import (
+    AsyncIoManager,
+    BatchError,
+    Instrument,
+    IoStatistics,
+    LatencyQuantiles,
+    ManagerView,
+    OperationTrace,
+    UringFeatures,
+    UringOptions,
+    current,
+    open_uring,
+)
+
+
+class Mine(Instrument):
+    """Overrides one method; the others do nothing."""
+
+    def operation_completed(self, operation: OperationTrace, result: int, completed_ns: int) -> None:
+        assert_type(operation.user_data, int)
+        assert_type(operation.opcode, str)
+        assert_type(completed_ns - operation.submitted_ns + result, int)
 
 
 async def main() -> None:
@@ -37,6 +58,10 @@ async def main() -> None:
     async with open_uring(options=UringOptions.from_toml("app.toml")) as io:
         assert_type(io, AsyncIoManager)
     assert_type(UringOptions.from_env(defaults=UringOptions(depth=1)), UringOptions)
+    async with open_uring(options=UringOptions(latency=True), instruments=[Mine()]) as io:
+        view: ManagerView = io
+        assert_type(view.statistics().latency, LatencyQuantiles | None)
+    open_uring(instruments=[object()])  # type: ignore[list-item]
     open_uring(depth=1, options=UringOptions())  # type: ignore[call-overload]
     open_uring(driver="epoll")  # type: ignore[call-overload]
     assert_type(BatchError("read_batch", [OSError()]).errors, dict[int, OSError])
