@@ -4,7 +4,9 @@ from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
 from ._core import AsyncIoManager, current, open_uring
-from ._errors import BatchError, ChainError, UringUnavailableError
+from ._direct import DirectAlignment, aligned_buffer
+from ._errors import BatchError, ChainError, MisalignedError, UnsupportedFlagError, UringUnavailableError
+from ._flags import RwFlags
 from ._instruments import Instrument, ManagerView, OperationTrace
 from ._options import UringOptions
 from ._requests import HasFileno
@@ -15,17 +17,22 @@ __all__ = (
     "BatchError",
     "Chain",
     "ChainError",
+    "DirectAlignment",
     "FileDescriptor",
     "HasFileno",
     "Instrument",
     "IoStatistics",
     "LatencyQuantiles",
     "ManagerView",
+    "MisalignedError",
     "OperationTrace",
+    "RwFlags",
     "SupportsBuffer",
+    "UnsupportedFlagError",
     "UringFeatures",
     "UringOptions",
     "UringUnavailableError",
+    "aligned_buffer",
     "current",
     "open_uring",
 )

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Union
 
-from . import _buffers
+from . import _buffers, _flags
 from ._buffers import SupportsBuffer
 from ._errors import BatchError
 from ._requests import FSYNC_DATASYNC, HasFileno, Opcode, Request
@@ -70,33 +70,37 @@ def read(fd: FileDescriptor, length_: int, offset_: int) -> tuple[int, HasFileno
 # Of a verb's arguments: what goes wrong here has not reached a driver.
 
 
-def read_request(fd: FileDescriptor, length_: int, offset_: int, allocate: Callable[[int], Any]) -> Request:
+def read_request(fd: FileDescriptor, length_: int, offset_: int, allocate: Callable[[int, int], Any]) -> Request:
     number, file, length_, offset_ = read(fd, length_, offset_)
-    return Request(Opcode.READ, number, allocate(length_), offset_, 0, file)
+    return Request(Opcode.READ, number, allocate(length_, number), offset_, 0, file)
 
 
-def readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset_: int) -> Request:
+def readinto_request(fd: FileDescriptor, buffer: SupportsBuffer, offset_: int, flags: int = 0) -> Request:
     number, file = descriptor(fd)
     offset_ = offset(offset_)
-    return Request(Opcode.READ, number, _buffers.writable(buffer), offset_, 0, file)
+    flags = _flags.check(flags) if flags else 0
+    return Request(Opcode.READ, number, _buffers.writable(buffer), offset_, flags, file)
 
 
-def readv_request(fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset_: int) -> Request:
+def readv_request(fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset_: int, flags: int = 0) -> Request:
     number, file = descriptor(fd)
     offset_ = offset(offset_)
-    return Request(Opcode.READV, number, views(buffers, _buffers.writable), offset_, 0, file)
+    flags = _flags.check(flags) if flags else 0
+    return Request(Opcode.READV, number, views(buffers, _buffers.writable), offset_, flags, file)
 
 
-def write_request(fd: FileDescriptor, data: SupportsBuffer, offset_: int) -> Request:
+def write_request(fd: FileDescriptor, data: SupportsBuffer, offset_: int, flags: int = 0) -> Request:
     number, file = descriptor(fd)
     offset_ = offset(offset_)
-    return Request(Opcode.WRITE, number, _buffers.readable(data), offset_, 0, file)
+    flags = _flags.check(flags) if flags else 0
+    return Request(Opcode.WRITE, number, _buffers.readable(data), offset_, flags, file)
 
 
-def writev_request(fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset_: int) -> Request:
+def writev_request(fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset_: int, flags: int = 0) -> Request:
     number, file = descriptor(fd)
     offset_ = offset(offset_)
-    return Request(Opcode.WRITEV, number, views(buffers, _buffers.readable), offset_, 0, file)
+    flags = _flags.check(flags) if flags else 0
+    return Request(Opcode.WRITEV, number, views(buffers, _buffers.readable), offset_, flags, file)
 
 
 def sync_request(fd: FileDescriptor, *, data_only: bool) -> Request:

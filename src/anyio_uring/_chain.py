@@ -38,14 +38,20 @@ class Chain:
     strikes at the next checkpoint.
     """
 
-    __slots__ = ("_allocate", "_finishes", "_is_open", "_requests", "_task", "_verbs", "results")
+    __slots__ = ("_allocate", "_finishes", "_is_open", "_make_error", "_requests", "_task", "_verbs", "results")
 
     results: list[Any]
     """What each member gave, in order: ``bytes`` of a read, a count of the other transfers, ``None`` of a sync."""
 
-    def __init__(self, task: CompletionTask, allocate: Callable[[int], Any]) -> None:
+    def __init__(
+        self,
+        task: CompletionTask,
+        allocate: Callable[[int, int], Any],
+        make_error: Callable[[int, Request], OSError],
+    ) -> None:
         self._task = task
         self._allocate = allocate
+        self._make_error = make_error
         # [member: its request, its verb, what makes its result of its count]
         self._requests: list[Request] = []
         self._verbs: list[str] = []
@@ -134,7 +140,7 @@ class Chain:
         last = len(counts) - 1
         for i, (request, count) in enumerate(zip(self._requests, counts)):
             if count < 0:
-                error = _arguments.error(count, request.file)
+                error = self._make_error(count, request)
                 results.append(error)
             else:
                 results.append(self._finishes[i](request, count))

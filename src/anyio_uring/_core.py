@@ -8,32 +8,50 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from functools import partial
 from threading import get_ident
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import anyio
 import attrs
 
-from . import _arguments, _buffers, _logs
+from . import _arguments, _buffers, _direct, _flags, _logs
 from ._arguments import FD_MAX, OFFSET_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
 from ._completion_task import CompletionTask
+from ._direct import SAFE_ALIGNMENT, DirectAlignment
 from ._driver import Driver
-from ._errors import UringUnavailableError
-from ._fallback import ThreadDriver
+from ._errors import MisalignedError, UringUnavailableError
+from ._fallback import ThreadDriver, transfer_now
+from ._flags import NOWAIT
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._instruments import Instrument, Instruments
 from ._latency import LatencyInstrument
 from ._options import CheckpointPolicy, DriverChoice, DriverName, UringOptions
-from ._requests import TRANSFER_MAX, Batch, Memories, Opcode, Request, check_polled
+from ._requests import (
+    TRANSFER_MAX,
+    WRITES,
+    Batch,
+    HasFileno,
+    Memories,
+    Opcode,
+    Request,
+    Requests,
+    check_polled,
+    is_direct,
+)
 from ._ring import open_ring
 from ._stats import IoStatistics, UringFeatures
 from ._traced_driver import TracedDriver
 from ._waiters import Loop, current_loop
+
+# More than a process has open; beyond it one refused read more for each.
+_DIRECT_FDS_MAX: Final = 4096
 
 _current: ContextVar[AsyncIoManager | None] = ContextVar("anyio_uring.current", default=None)
 
@@ -218,6 +236,14 @@ class AsyncIoManager:
     any more, the method returns its result, and the cancellation strikes at the next checkpoint.
     A buffer is never touched after the method has returned or raised.
 
+    **Flags.** ``flags`` are :class:`RwFlags`: how this one read or write is to be carried out.  What the kernel
+    does not support for the file is an :class:`UnsupportedFlagError`; ``RWF_NOWAIT`` answers with
+    :class:`BlockingIOError` where it would wait.
+
+    **Direct I/O.** Of a descriptor with ``O_DIRECT``, offsets, lengths and the memory of buffers must be aligned
+    (:meth:`direct_alignment`, :func:`aligned_buffer`); what is not is a :class:`MisalignedError`, which is a
+    :class:`ValueError`.  Methods that return bytes align their memory, and :meth:`read_exactly` the range, too.
+
     **Errors.** :class:`OSError` with the kernel's errno; :class:`ValueError` and :class:`TypeError` for
     what cannot be asked; :class:`anyio.ClosedResourceError` after the end of the block;
     :class:`RuntimeError` in another thread or a forked child.
@@ -228,6 +254,7 @@ class AsyncIoManager:
         "_budget",
         "_checkpoint",
         "_closed",
+        "_direct_fds",
         "_driver",
         "_fallback_reason",
         "_inline",
@@ -266,6 +293,8 @@ class AsyncIoManager:
         self._outer = outer
         self._latency = latency
         self._closed = False
+        # Descriptors whose reads have been refused for the sake of their memory: the next ones get aligned memory.
+        self._direct_fds: set[int] = set()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -286,6 +315,17 @@ class AsyncIoManager:
         """What the kernel gives: version, setup flags in force, opcodes."""
         return self._driver.features
 
+    def direct_alignment(self, fd: FileDescriptor) -> DirectAlignment:
+        """
+        Ask what a file's direct I/O must be aligned to (``statx(2)``, ``STATX_DIOALIGN``, Linux 6.1).
+
+        It is not a coroutine: no device is read and no server asked.  The descriptor need not have ``O_DIRECT``.
+
+        :raises OSError: if the descriptor is bad
+        """
+        number, _ = _arguments.descriptor(fd)
+        return _direct.dio_alignment(number)
+
     def statistics(self) -> IoStatistics:
         """Return a snapshot of the counters; other threads may ask, too, and then see them a few operations apart."""
         inline = self._inline or InlineReads()
@@ -302,10 +342,11 @@ class AsyncIoManager:
 
     # --- one buffer -----------------------------------------------------------------------------
 
-    async def read(self, fd: FileDescriptor, length: int, offset: int) -> bytes:
+    async def read(self, fd: FileDescriptor, length: int, offset: int, *, flags: int = 0) -> bytes:
         """
         Read up to ``length`` bytes: one kernel operation, like :func:`os.pread`.
 
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``
         :return: the bytes; fewer at the end of the file, or where the kernel gives fewer
         :raises OSError: as :func:`os.pread` would
 
@@ -314,11 +355,17 @@ class AsyncIoManager:
         """
         file = None
         # What _arguments.read() would find, 0.6 us sooner.
-        if not (type(fd) is int and type(length) is int and type(offset) is int) or not (
-            0 <= fd <= FD_MAX and 0 <= length <= TRANSFER_MAX and 0 <= offset <= OFFSET_MAX
+        if (
+            flags
+            or not (type(fd) is int and type(length) is int and type(offset) is int)
+            or not (0 <= fd <= FD_MAX and 0 <= length <= TRANSFER_MAX and 0 <= offset <= OFFSET_MAX)
         ):
             fd, file, length, offset = _arguments.read(fd, length, offset)
+            if flags or length > TRANSFER_MAX or (offset < 0 and is_direct(fd)):
+                self._task.check()
+                return await self._read_to_new_memory(self._new_read(fd, file, length, offset, flags))
         inline = self._inline
+        memory: bytes | bytearray | memoryview | None
         passed = False
         if (
             inline is not None
@@ -344,32 +391,31 @@ class AsyncIoManager:
             inline.note_miss(fd)
             passed = True
         else:
-            memory = self._allocate(length)
-            if length > TRANSFER_MAX:
-                self._task.check()
-                request = Request(Opcode.READ, fd, memory, offset, 0, file)
-                return _arguments.to_bytes(memory, await self._transfer_parts(request))
+            memory = None
+        if memory is None or fd in self._direct_fds:
+            memory = self._allocate(length, fd)
         request = Request(Opcode.READ, fd, memory, offset, 0, file)
         (count,) = await self._task.perform((request,), has_passed=passed)
         if count < 0:
-            raise _arguments.error(count, file)
+            return await self._read_again(request, self._error(count, request))
         return memory if count == length and type(memory) is bytes else _arguments.to_bytes(memory, count)
 
-    async def readinto(self, fd: FileDescriptor, buffer: SupportsBuffer, offset: int) -> int:
+    async def readinto(self, fd: FileDescriptor, buffer: SupportsBuffer, offset: int, *, flags: int = 0) -> int:
         """
         Read into a caller's buffer, without a copy: one kernel operation, like :func:`os.preadv`.
 
         :param buffer: anything with a writable, contiguous buffer; it cannot be resized meanwhile
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``
         :return: bytes read; 0 at the end of the file
         :raises OSError: as :func:`os.preadv` would
         """
         task, inline = self._task, self._inline
         task.check()
-        request = _arguments.readinto_request(fd, buffer, offset)
+        request = _arguments.readinto_request(fd, buffer, offset, flags)
         try:
             length = len(request.memory)
-            if length > TRANSFER_MAX:
-                return await self._transfer_parts(request)
+            if length > TRANSFER_MAX or request.op_flags or (request.offset < 0 and is_direct(request.fd)):
+                return await self._transfer(request)
             passed = False
             may_inline = request.offset >= 0 and 1 < length <= INLINE_BYTES_MAX
             if inline is not None and may_inline and inline.is_likely(request.fd):
@@ -385,58 +431,72 @@ class AsyncIoManager:
                 passed = True
             (count,) = await task.perform((request,), has_passed=passed)
             if count < 0:
-                raise _arguments.error(count, request.file)
+                raise self._error(count, request)
             return count
         finally:
             request.release()
 
-    async def read_exactly(self, fd: FileDescriptor, length: int, offset: int) -> bytes:
+    async def read_exactly(self, fd: FileDescriptor, length: int, offset: int, *, flags: int = 0) -> bytes:
         """
         Read ``length`` bytes, with as many operations as it takes.
 
+        Of a file opened with ``O_DIRECT`` any range may be asked at an explicit offset: the whole blocks around it
+        are read, and what was not asked is cut off.
+
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``
         :raises anyio.IncompleteRead: if the file ends first
-        :raises OSError: as :func:`os.pread` would
+        :raises OSError: as :func:`os.pread` would; with ``RWF_NOWAIT`` :class:`BlockingIOError` if a part is not there
 
         A cancellation between two operations is raised; at offset -1 the file position has moved then.
         """
-        first = await self.read(fd, length, offset)
-        done = len(first)
-        if done == length:
-            return first
-        number, file, length, offset = _arguments.read(fd, length, offset)
-        memory = bytearray(length)
-        memory[:done] = first
-        request = Request(Opcode.READ, number, memory, offset, 0, file)
-        while done < length:
-            count = await self._transfer(request.rest(done)) if done else 0
-            if not count:
-                raise anyio.IncompleteRead
-            done += count
-        return bytes(memory)
+        if self._direct_fds and not self._is_aligned(fd, length, offset):
+            return await self._read_widened(fd, length, offset, flags)
+        try:
+            first = await self.read(fd, length, offset, flags=flags)
+            done = len(first)
+            if done == length:
+                return first
+            number, file, length, offset = _arguments.read(fd, length, offset)
+            memory = bytearray(length)
+            memory[:done] = first
+            request = Request(Opcode.READ, number, memory, offset, _flags.check(flags), file)
+            while done < length:
+                count = await self._transfer(request.rest(done)) if done else 0
+                if not count:
+                    raise anyio.IncompleteRead
+                done += count
+            return bytes(memory)
+        except MisalignedError:
+            if offset < 0:
+                raise
+        return await self._read_widened(fd, length, offset, flags)
 
-    async def write(self, fd: FileDescriptor, data: SupportsBuffer, offset: int) -> int:
+    async def write(self, fd: FileDescriptor, data: SupportsBuffer, offset: int, *, flags: int = 0) -> int:
         """
         Write once: one kernel operation, like :func:`os.pwrite`.
 
         :param data: anything with a contiguous buffer; not to be changed until the method returns
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``
         :return: bytes written, possibly fewer than given
         :raises OSError: as :func:`os.pwrite` would
 
         If it raises the cancellation, nothing was written.
         """
         self._task.check()
-        return await self._transfer_and_release(_arguments.write_request(fd, data, offset))
+        return await self._transfer_and_release(_arguments.write_request(fd, data, offset, flags))
 
-    async def write_all(self, fd: FileDescriptor, data: SupportsBuffer, offset: int) -> None:
+    async def write_all(self, fd: FileDescriptor, data: SupportsBuffer, offset: int, *, flags: int = 0) -> None:
         """
         Write everything, with as many operations as it takes.
 
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``.  With ``RWF_APPEND`` other writers' bytes can come between
+            the parts; with ``RWF_NOWAIT`` the ``characters_written`` of a :class:`BlockingIOError` are in the file.
         :raises OSError: as :func:`os.pwrite` would; a prefix may be in the file
 
         A cancellation between two operations is raised; a prefix is in the file then.
         """
         self._task.check()
-        await self._write_all(_arguments.write_request(fd, data, offset))
+        await self._write_all(_arguments.write_request(fd, data, offset, flags))
 
     async def write_and_sync(
         self, fd: FileDescriptor, data: SupportsBuffer, offset: int, *, data_only: bool = True
@@ -464,10 +524,11 @@ class AsyncIoManager:
 
     # --- several buffers ------------------------------------------------------------------------
 
-    async def readv(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
+    async def readv(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int, *, flags: int = 0) -> int:
         """
         Read one range of the file into several buffers, filled in order, like :func:`os.preadv`.
 
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``
         :return: bytes read in all
         :raises OSError: as :func:`os.preadv` would
 
@@ -475,12 +536,15 @@ class AsyncIoManager:
         them is raised.
         """
         self._task.check()
-        return await self._transfer_and_release(_arguments.readv_request(fd, buffers, offset))
+        return await self._transfer_and_release(_arguments.readv_request(fd, buffers, offset, flags))
 
-    async def writev(self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int) -> int:
+    async def writev(
+        self, fd: FileDescriptor, buffers: Iterable[SupportsBuffer], offset: int, *, flags: int = 0
+    ) -> int:
         """
         Write several buffers to one range of the file, in order, like :func:`os.pwritev`.
 
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``
         :return: bytes written in all, possibly fewer than given
         :raises OSError: as :func:`os.pwritev` would
 
@@ -488,7 +552,7 @@ class AsyncIoManager:
         between them a prefix is in the file.
         """
         self._task.check()
-        return await self._transfer_and_release(_arguments.writev_request(fd, buffers, offset))
+        return await self._transfer_and_release(_arguments.writev_request(fd, buffers, offset, flags))
 
     # --- durability -----------------------------------------------------------------------------
 
@@ -514,20 +578,25 @@ class AsyncIoManager:
 
     @overload
     async def read_batch(
-        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: Literal[False] = False
+        self,
+        requests: Iterable[tuple[FileDescriptor, int, int]],
+        *,
+        return_exceptions: Literal[False] = False,
+        flags: int = 0,
     ) -> list[bytes]: ...
     @overload
     async def read_batch(
-        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: bool
+        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: bool, flags: int = 0
     ) -> list[bytes | OSError]: ...
     async def read_batch(
-        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: bool = False
+        self, requests: Iterable[tuple[FileDescriptor, int, int]], *, return_exceptions: bool = False, flags: int = 0
     ) -> list[Any]:
         """
         Read many ranges: one await, one wake-up.
 
         :param requests: ``(fd, length, offset)`` each
         :param return_exceptions: return an :class:`OSError` in its request's place instead of raising
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``, of each
         :return: what each request gave, in request order; short as :meth:`read` may be
         :raises BatchError: after all have settled, if one failed; it carries every result
 
@@ -537,21 +606,18 @@ class AsyncIoManager:
         items = list(requests)
         if plain := _arguments.columns(items):
             fds, lengths, offsets = plain
-            if {*map(type, lengths)} == {int} and min(lengths) > 1 and max(lengths) <= TRANSFER_MAX:
+            is_plain = self._direct_fds.isdisjoint(fds) and not flags and {*map(type, lengths)} == {int}
+            if is_plain and min(lengths) > 1 and max(lengths) <= TRANSFER_MAX:
                 memories = self._driver.allocate_batch(lengths)
-                counts = await self._task.perform(Batch(Opcode.READ, fds, memories, offsets))
+                reads = Batch(Opcode.READ, fds, memories, offsets)
+                counts = await self._task.perform(reads)
                 if counts == [*lengths]:
                     return memories.objects if self._memory_type is bytes else [*map(bytes, memories.objects)]
-                results = [
-                    _arguments.to_bytes(memory, outcome) if isinstance(outcome, int) else outcome
-                    for memory, outcome in zip(memories.objects, map(_arguments.outcome, counts))
-                ]
+                results = await self._read_batch_again(reads, self._outcomes(reads, counts))
                 return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
-        asked = _arguments.batch("read_batch", "(fd, length, offset)", items, self._read_request)
-        results = [
-            _arguments.to_bytes(request.memory, outcome) if isinstance(outcome, int) else outcome
-            for request, outcome in zip(asked, await self._batch(asked))
-        ]
+        make = partial(self._read_request, flags=flags)
+        asked = _arguments.batch("read_batch", "(fd, length, offset)", items, make)
+        results = await self._read_batch_again(asked, await self._batch(asked, are_ours=True))
         return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
 
     @overload
@@ -560,19 +626,25 @@ class AsyncIoManager:
         requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]],
         *,
         return_exceptions: Literal[False] = False,
+        flags: int = 0,
     ) -> list[int]: ...
     @overload
     async def readinto_batch(
-        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool
+        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool, flags: int = 0
     ) -> list[int | OSError]: ...
     async def readinto_batch(
-        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool = False
+        self,
+        requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]],
+        *,
+        return_exceptions: bool = False,
+        flags: int = 0,
     ) -> list[Any]:
         """
         Read many ranges into callers' buffers: one await, one wake-up.
 
         :param requests: ``(fd, buffer, offset)`` each; the buffers must not overlap
         :param return_exceptions: return an :class:`OSError` in its request's place instead of raising
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``, of each
         :return: bytes read for each request, in request order
         :raises BatchError: after all have settled, if one failed; it carries every result
 
@@ -582,19 +654,22 @@ class AsyncIoManager:
         items = list(requests)
         plain = _arguments.columns(items)
         views = _buffers.plain_views(plain[1]) if plain else None
-        if plain and views:
+        if plain and views and not flags:
             fds, _, offsets = plain
             memories = Memories(views, [*map(len, views)])
             try:
                 if max(memories.lengths) <= TRANSFER_MAX:
-                    results = await self._task.perform(Batch(Opcode.READ, fds, memories, offsets))
+                    reads = Batch(Opcode.READ, fds, memories, offsets)
+                    results = await self._task.perform(reads)
                     if min(results) >= 0:
                         return results
-                    outcomes = [*map(_arguments.outcome, results)]
+                    outcomes = self._outcomes(reads, results)
                     return _arguments.settled("readinto_batch", outcomes, return_exceptions=return_exceptions)
             finally:
                 memories.release()
-        asked = _arguments.batch("readinto_batch", "(fd, buffer, offset)", items, _arguments.readinto_request)
+        asked = _arguments.batch(
+            "readinto_batch", "(fd, buffer, offset)", items, partial(_arguments.readinto_request, flags=flags)
+        )
         counts = await self._batch(asked)
         return _arguments.settled("readinto_batch", counts, return_exceptions=return_exceptions)
 
@@ -604,26 +679,34 @@ class AsyncIoManager:
         requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]],
         *,
         return_exceptions: Literal[False] = False,
+        flags: int = 0,
     ) -> list[int]: ...
     @overload
     async def write_batch(
-        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool
+        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool, flags: int = 0
     ) -> list[int | OSError]: ...
     async def write_batch(
-        self, requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]], *, return_exceptions: bool = False
+        self,
+        requests: Iterable[tuple[FileDescriptor, SupportsBuffer, int]],
+        *,
+        return_exceptions: bool = False,
+        flags: int = 0,
     ) -> list[Any]:
         """
         Write many ranges: one await, one wake-up. They may be carried out in any order.
 
         :param requests: ``(fd, data, offset)`` each
         :param return_exceptions: return an :class:`OSError` in its request's place instead of raising
+        :param flags: :class:`RwFlags`, or ``os.RWF_*``, of each
         :return: bytes written for each request, in request order; possibly fewer than given
         :raises BatchError: after all have settled, if one failed; it carries every result
 
         If it raises the cancellation, at least one request did not happen; others may be in the file.
         """
         self._task.check()
-        asked = _arguments.batch("write_batch", "(fd, data, offset)", requests, _arguments.write_request)
+        asked = _arguments.batch(
+            "write_batch", "(fd, data, offset)", requests, partial(_arguments.write_request, flags=flags)
+        )
         counts = await self._batch(asked)
         return _arguments.settled("write_batch", counts, return_exceptions=return_exceptions)
 
@@ -647,16 +730,92 @@ class AsyncIoManager:
 
         To be used with ``async with``; the end of its block submits them together and waits for them all.
         """
-        return Chain(self._task, self._allocate)
+        return Chain(self._task, self._allocate_for_chain, self._error)
 
     # --- from requests to results ---------------------------------------------------------------
 
-    def _read_request(self, fd: FileDescriptor, length: int, offset: int) -> Request:
-        return _arguments.read_request(fd, length, offset, self._allocate)
+    def _read_request(self, fd: FileDescriptor, length: int, offset: int, flags: int = 0) -> Request:
+        number, file, length, offset = _arguments.read(fd, length, offset)
+        return self._new_read(number, file, length, offset, flags)
 
-    def _allocate(self, length: int) -> bytes | bytearray:
+    def _new_read(self, number: int, file: HasFileno | None, length: int, offset: int, flags: int) -> Request:
+        flags = _flags.check(flags) if flags else 0
+        # What is not the driver's to fill, Python fills, and it fills no bytes.
+        memory = bytearray(length) if flags & NOWAIT else self._allocate(length, number)
+        return Request(Opcode.READ, number, memory, offset, flags, file)
+
+    def _allocate_for_chain(self, length: int, fd: int) -> bytes | bytearray | memoryview:
+        # A member cannot be asked again with other memory, as read() can.
+        return _direct.aligned_buffer(length) if is_direct(fd) else self._allocate(length, fd)
+
+    def _allocate(self, length: int, fd: int) -> bytes | bytearray | memoryview:
+        if fd in self._direct_fds:
+            if is_direct(fd):
+                return _direct.aligned_buffer(length)
+            self._direct_fds.discard(fd)  # the number means another file now
         # Objects of 0 and 1 byte can be shared by the interpreter.
         return self._memory_type(length) if length > 1 else bytearray(length)
+
+    async def _read_to_new_memory(self, request: Request) -> bytes:
+        try:
+            return _arguments.to_bytes(request.memory, await self._transfer(request))
+        except MisalignedError as exc:
+            refusal = exc
+        return await self._read_again(request, refusal)
+
+    async def _read_again(self, request: Request, refusal: OSError) -> bytes:
+        """Read with aligned memory and copy, if that may be all that the kernel minded; otherwise raise."""
+        again = self._realigned(request, refusal)
+        if again is None:
+            raise refusal
+        return _arguments.to_bytes(again.memory, await self._transfer(again))
+
+    def _realigned(self, request: Request, outcome: object) -> Request | None:
+        """Return a refused request of our own memory with aligned memory; None if that is not what it lacks."""
+        if not isinstance(outcome, MisalignedError) or type(request.memory) is memoryview:
+            return None
+        if len(self._direct_fds) >= _DIRECT_FDS_MAX:
+            self._direct_fds.clear()
+        self._direct_fds.add(request.fd)
+        alignment = max(SAFE_ALIGNMENT, outcome.memory_alignment)
+        return attrs.evolve(request, memory=_direct.aligned_buffer(len(request.memory), alignment=alignment))
+
+    async def _read_batch_again(self, requests: Requests, outcomes: list[int | OSError]) -> list[bytes | OSError]:
+        """Make the outcomes of reads bytes; those that were refused for their memory are read again, as one batch."""
+        results: list[bytes | OSError] = [
+            _arguments.to_bytes(requests[i].memory, outcome) if isinstance(outcome, int) else outcome
+            for i, outcome in enumerate(outcomes)
+        ]
+        again = {i: r for i, outcome in enumerate(outcomes) if (r := self._realigned(requests[i], outcome))}
+        if again:
+            for (i, request), outcome in zip(again.items(), await self._batch([*again.values()], are_ours=True)):
+                results[i] = _arguments.to_bytes(request.memory, outcome) if isinstance(outcome, int) else outcome
+        return results
+
+    def _is_aligned(self, fd: FileDescriptor, length: int, offset: int) -> bool:
+        """Whether a read can be asked as it is; False only for a range of a known ``O_DIRECT`` descriptor."""
+        number, _, length, offset = _arguments.read(fd, length, offset)
+        if number not in self._direct_fds or offset < 0 or not is_direct(number):
+            return True
+        unit = _direct.dio_alignment(number).offset
+        return not (offset % unit or length % unit)
+
+    async def _read_widened(self, fd: FileDescriptor, length: int, offset: int, flags: int) -> bytes:
+        """Read the whole blocks around a range of an ``O_DIRECT`` descriptor, and cut off what was not asked."""
+        number, file, length, offset = _arguments.read(fd, length, offset)
+        unit = _direct.dio_alignment(number).offset
+        start, span = _direct.covering(offset, length, unit)
+        memory = _direct.aligned_buffer(span)
+        request = Request(Opcode.READ, number, memory, start, _flags.check(flags), file)
+        skipped = offset - start
+        have = 0  # bytes of the span
+        while have < skipped + length:
+            whole = have - have % unit
+            count = await self._transfer(request.rest(whole) if whole else request)
+            if whole + count <= have:
+                raise anyio.IncompleteRead
+            have = whole + count
+        return bytes(memory[skipped : skipped + length])
 
     def _must_yield(self) -> bool:
         """Whether the budget is used up, or a cancellation may be waiting (which is checked on every call)."""
@@ -664,12 +823,45 @@ class AsyncIoManager:
 
     async def _transfer(self, request: Request) -> int:
         """Perform one request and return its count; in parts if it is longer than the kernel takes (C8)."""
+        if request.offset < 0 and self.driver == "uring" and is_direct(request.fd):
+            return await self._transfer_at_position(request)
         if request.is_long:
             return await self._transfer_parts(request)
-        (res,) = await self._task.perform((request,))
+        (res,) = await (self._perform_now((request,)) if _is_nowait(request) else self._task.perform((request,)))
         if res < 0:
-            raise _arguments.error(res, request.file)
+            raise self._error(res, request)
         return res
+
+    async def _transfer_at_position(self, request: Request) -> int:
+        """
+        Perform a request at the file position, and move the position, of an ``O_DIRECT`` descriptor.
+
+        The ring leaves it where it is when the device answers later (seen on Linux 6.18): the next read would
+        return the same bytes.
+        """
+        fd = request.fd
+        position = os.lseek(fd, 0, os.SEEK_CUR)
+        count = await self._transfer(attrs.evolve(request, offset=position))
+        is_appended = request.opcode in WRITES and _direct.appends(fd, request.op_flags)
+        os.lseek(fd, *((0, os.SEEK_END) if is_appended else (position + count, os.SEEK_SET)))
+        return count
+
+    async def _perform_now(self, requests: Requests) -> list[int]:
+        """
+        Perform requests that must not wait (``RWF_NOWAIT``) in this thread.
+
+        The ring has no answer for "this file cannot say": it says EAGAIN, and system calls say EOPNOTSUPP.  With
+        ``O_DIRECT`` they would wait for the device all the same, so there the driver is asked.
+        """
+        results: list[int] = []
+        for request in requests:
+            if is_direct(request.fd):
+                results += await self._task.perform((request,))
+            else:
+                await self._checkpoint()  # C1
+                self._task.check()
+                results.append(transfer_now(request))
+        return results
 
     async def _transfer_parts(self, request: Request, done: int = 0) -> int:
         """
@@ -679,14 +871,16 @@ class AsyncIoManager:
         """
         for part in request.rest(done).parts() if done else request.parts():
             try:
-                (res,) = await self._task.perform((attrs.evolve(part, offset=request.advanced(done)),))
+                moved = (attrs.evolve(part, offset=request.advanced(done)),)
+                (res,) = await (self._perform_now(moved) if _is_nowait(request) else self._task.perform(moved))
                 size = part.size
+                error = None if res >= 0 or done else self._error(res, moved[0])
             finally:
                 part.release()
+            if error is not None:
+                raise error
             if res < 0:
-                if done:
-                    break
-                raise _arguments.error(res, request.file)
+                break
             done += res
             if res < size:
                 break
@@ -698,19 +892,20 @@ class AsyncIoManager:
         finally:
             request.release()
 
-    async def _batch(self, requests: list[Request]) -> list[int | OSError]:
-        """Perform many requests as one operation: for each its count or its error."""
+    async def _batch(self, requests: list[Request], *, are_ours: bool = False) -> list[int | OSError]:
+        """Perform many requests as one operation: for each its count or its error. Callers' memory is released."""
         first_parts = [next(r.parts()) if r.is_long else r for r in requests]
         try:
+            perform = self._perform_now if requests and _is_nowait(requests[0]) else self._task.perform
             results: list[int | OSError] = []
-            for request, res in zip(requests, await self._task.perform(first_parts)):
+            for request, res in zip(requests, await perform(first_parts)):
                 if res == TRANSFER_MAX and request.is_long:
                     results.append(await self._transfer_parts(request, res))
                 else:
-                    results.append(_arguments.outcome(res, request.file))
+                    results.append(res if res >= 0 else self._error(res, request))
             return results
         finally:
-            for request in itertools.chain(requests, first_parts):
+            for request in () if are_ours else itertools.chain(requests, first_parts):
                 request.release()
 
     async def _write_all(self, request: Request) -> int:
@@ -718,7 +913,11 @@ class AsyncIoManager:
             total = request.size
             done = await self._transfer(request)
             while done < total:
-                count = await self._transfer_and_release(request.rest(done))
+                try:
+                    count = await self._transfer_and_release(request.rest(done))
+                except BlockingIOError as exc:
+                    exc.characters_written = done
+                    raise
                 if not count:
                     raise OSError(errno.EIO, "the kernel wrote nothing and gave no error")
                 done += count
@@ -736,11 +935,12 @@ class AsyncIoManager:
                 try:
                     written, synced = await self._task.perform((rest, sync), is_chain=True)
                     size = rest.size
+                    error = self._error(written, rest) if written < 0 else None
                 finally:
                     if done:
                         rest.release()
-                if written < 0:
-                    raise _arguments.error(written, request.file)
+                if error is not None:
+                    raise error
                 done += written
                 if written == size:
                     break
@@ -751,3 +951,20 @@ class AsyncIoManager:
         if synced < 0:
             raise _arguments.error(synced, sync.file)
         return done
+
+    def _outcomes(self, requests: Requests, results: list[int]) -> list[int | OSError]:
+        return [res if res >= 0 else self._error(res, requests[i]) for i, res in enumerate(results)]
+
+    def _error(self, res: int, request: Request) -> OSError:
+        """Return the error of a negative result; one that says more than the errno, where that would say too little."""
+        plain = _arguments.error(res, request.file)
+        if request.memory is None or plain.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
+            return plain
+        if plain.errno == errno.EINVAL and (misaligned := _direct.misalignment(request, plain.filename)):
+            return misaligned
+        is_polled = self.driver == "threads" or "IOPOLL" in self.features.setup_flags
+        return _flags.refusal(res, request.op_flags, plain.filename, is_polled=is_polled) or plain
+
+
+def _is_nowait(request: Request) -> bool:
+    return bool(request.op_flags & NOWAIT)

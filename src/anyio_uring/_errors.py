@@ -7,6 +7,7 @@ This module knows nothing of what raises its errors, or when it is decided.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,36 @@ class UringUnavailableError(OSError):
     ``errno`` is the kernel's answer; the message says in one sentence what happened and
     what to do about it (the same sentence as :attr:`AsyncIoManager.fallback_reason`).
     """
+
+
+class UnsupportedFlagError(OSError):
+    """
+    Raised when the kernel does not support one of the ``flags=`` of a read or write for this file.
+
+    ``errno`` is ``EOPNOTSUPP``; the message names the flags, and what they need.  Nothing was transferred.
+    """
+
+
+class MisalignedError(OSError, ValueError):
+    """
+    Raised when a read or write of a file opened with ``O_DIRECT`` is not aligned as its device needs.
+
+    A :class:`ValueError`, for it is the caller's to align; an :class:`OSError` with ``EINVAL`` all the same, so that
+    it can be one of the results of a batch.  The message names what is misaligned.  Nothing was transferred.
+
+    :ivar memory_alignment: what the address of a buffer must be a multiple of, in bytes
+    :ivar offset_alignment: what offsets and lengths must be multiples of, in bytes
+    """
+
+    memory_alignment: int
+    offset_alignment: int
+
+    def __init__(
+        self, message: str, filename: str | bytes | None, *, memory_alignment: int, offset_alignment: int
+    ) -> None:
+        super().__init__(errno.EINVAL, message, filename)
+        self.memory_alignment = memory_alignment
+        self.offset_alignment = offset_alignment
 
 
 class BatchError(Exception):

@@ -424,20 +424,46 @@ def _execute(request: Request) -> int | None:
         buffers = memory if request.opcode in {Opcode.READV, Opcode.WRITEV} else [memory]
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode)):
-            return _transfer_unless_blocked(fd, buffers, is_read=is_read)
-        if request.offset < 0:
-            return os.readv(fd, buffers) if is_read else os.writev(fd, buffers)
-        return os.preadv(fd, buffers, request.offset) if is_read else os.pwritev(fd, buffers, request.offset)
+            return _transfer_unless_blocked(fd, buffers, request.op_flags, is_read=is_read)
+        return _transfer(fd, buffers, request.offset, request.op_flags, is_read=is_read)
     except OSError as exc:
         return -(exc.errno or errno.EIO)
 
 
-def _transfer_unless_blocked(fd: int, buffers: Any, *, is_read: bool) -> int | None:
+def transfer_now(request: Request) -> int:
+    """Carry out a read or write with ``RWF_NOWAIT`` in this thread: its result, or ``-errno``."""
+    if request.fd < 0:
+        return -errno.EBADF
+    is_read = request.opcode in _READS
+    buffers = request.memory if isinstance(request.memory, list) else [request.memory]
+    try:
+        try:
+            return _transfer(request.fd, buffers, request.offset, request.op_flags, is_read=is_read)
+        except OSError as exc:
+            if exc.errno != errno.ESPIPE or request.offset < 0:
+                raise
+        return _transfer(request.fd, buffers, -1, request.op_flags, is_read=is_read)
+    except OSError as exc:
+        return -(exc.errno or errno.EIO)
+
+
+def _transfer(fd: int, buffers: Any, offset: int, flags: int, *, is_read: bool) -> int:
+    if flags:
+        try:
+            return os.preadv(fd, buffers, offset, flags) if is_read else os.pwritev(fd, buffers, offset, flags)
+        except NotImplementedError:  # the system has no preadv2()
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from None
+    if offset < 0:
+        return os.readv(fd, buffers) if is_read else os.writev(fd, buffers)
+    return os.preadv(fd, buffers, offset) if is_read else os.pwritev(fd, buffers, offset)
+
+
+def _transfer_unless_blocked(fd: int, buffers: Any, flags: int, *, is_read: bool) -> int | None:
     """Read or write a stream, which has no positions: the offset means nothing, as in the kernel."""
     try:
         if _NOWAIT is not None:
             try:
-                return os.preadv(fd, buffers, -1, _NOWAIT) if is_read else os.pwritev(fd, buffers, -1, _NOWAIT)
+                return _transfer(fd, buffers, -1, flags | _NOWAIT, is_read=is_read)
             except OSError as exc:
                 if exc.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE}:
                     raise
@@ -445,7 +471,7 @@ def _transfer_unless_blocked(fd: int, buffers: Any, *, is_read: bool) -> int | N
         twin = _open_nonblocking_twin(fd, is_read=is_read)
         if twin is not None:
             try:
-                return os.readv(twin, buffers) if is_read else os.writev(twin, buffers)
+                return _transfer(twin, buffers, -1, flags, is_read=is_read)
             finally:
                 os.close(twin)
     except BlockingIOError:
@@ -454,7 +480,7 @@ def _transfer_unless_blocked(fd: int, buffers: Any, *, is_read: bool) -> int | N
     poll.register(fd, select.POLLIN if is_read else select.POLLOUT)
     if not poll.poll(0):
         return None
-    return os.readv(fd, buffers) if is_read else os.writev(fd, buffers)
+    return _transfer(fd, buffers, -1, flags, is_read=is_read)
 
 
 def _open_nonblocking_twin(fd: int, *, is_read: bool) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import attrs
 
 from ._driver import Results, Rows
+from ._flags import NOWAIT
 from ._requests import DISKS, Request, Requests, file_type
 
 CANCELED: Final = -errno.ECANCELED
@@ -46,14 +47,14 @@ def is_transient(request: Request, res: int) -> bool:
     """
     Whether an operation did not happen and is to be asked again.
 
-    EINTR; EAGAIN of a file that can only block; and ESPIPE of a socket, which has no positions but,
-    unlike a pipe, minds being given one.
+    EINTR; EAGAIN of a file that can only block, unless ``RWF_NOWAIT`` asked for it; and ESPIPE of a socket,
+    which has no positions but, unlike a pipe, minds being given one.
     """
     if res >= 0:
         return False
     if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
         return True
-    return res == _TRY_AGAIN and file_type(request.fd) in DISKS
+    return res == _TRY_AGAIN and not request.op_flags & NOWAIT and file_type(request.fd) in DISKS
 
 
 def repeat(request: Request, res: int) -> Request:

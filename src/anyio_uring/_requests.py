@@ -44,6 +44,7 @@ class Opcode(enum.IntEnum):
 SQE_LINK: Final = 1 << 2
 SQE_ASYNC: Final = 1 << 4
 SQE_FLAGS: Final = SQE_LINK | SQE_ASYNC
+WRITES: Final = frozenset({Opcode.WRITE, Opcode.WRITEV})
 
 # linux/fs.h, MAX_RW_COUNT: the most that one read or write moves; a multiple of the page size.
 TRANSFER_MAX: Final = 0x7FFFF000
@@ -174,6 +175,7 @@ def file_type(fd: int) -> int:
         return 0
 
 
+_O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 # Files whose transfers end by themselves: they cannot block for ever.
 DISKS: Final = frozenset({stat.S_IFREG, stat.S_IFBLK})
 
@@ -201,13 +203,22 @@ def check_polled(requests: Requests) -> None:
 
 
 def is_direct(fd: int) -> bool:
-    """Whether a descriptor is open with ``O_DIRECT``."""
+    """
+    Whether a descriptor is a disk file open with ``O_DIRECT`` (of a pipe, the flag means packets).
+
+    Asked each time, for a number can come to mean another file.
+    """
+    return bool(status_flags(fd) & _O_DIRECT) and file_type(fd) in DISKS
+
+
+def status_flags(fd: int) -> int:
+    """Return a descriptor's ``O_*`` flags; 0 if it cannot be asked."""
     if fd < 0:
-        return False  # fcntl() would call it a ValueError
+        return 0  # fcntl() would call it a ValueError
     try:
-        return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0))
+        return fcntl.fcntl(fd, fcntl.F_GETFL)
     except OSError:
-        return False
+        return 0
 
 
 def _release(memories: Iterable[Any]) -> None:

@@ -22,12 +22,14 @@ from typing import Any, Final
 
 from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
+from ._flags import NOWAIT
 from ._options import DriverName, UringOptions
 from ._requests import (
     DISKS,
     SQE_ASYNC,
     SQE_FLAGS,
     SQE_LINK,
+    WRITES,
     Batch,
     Memories,
     Opcode,
@@ -70,7 +72,6 @@ _FEATURES_NEEDED_SQPOLL: Final = 1 << 7
 _ENTRIES_MIN: Final = 8
 _READ: Final = int(Opcode.READ)
 _ASYNC_CANCEL: Final = int(Opcode.ASYNC_CANCEL)
-_WRITES: Final = frozenset({Opcode.WRITE, Opcode.WRITEV})
 # io-wq's limit for files that may block for ever is RLIMIT_NPROC if nobody sets one; regular
 # files keep the kernel's own limit (min of SQ entries and 4 per CPU), which 0 leaves alone.
 _UNBOUNDED_WORKERS_MAX: Final = 64
@@ -463,7 +464,15 @@ class UringDriver:
             is_plain = request.opcode is Opcode.READ and type(memory) is bytes and not request.force_async
             if is_plain and len(memory) <= _INLINE_COPY_MAX and self._bytes_data:
                 # Our own, of memory_type: 0.1 us to find its address, where cffi takes 0.65 us.
-                row = (user_data, id(memory) + self._bytes_data, request.offset, len(memory), request.fd, 0, _READ)
+                row = (
+                    user_data,
+                    id(memory) + self._bytes_data,
+                    request.offset,
+                    len(memory),
+                    request.fd,
+                    request.op_flags,
+                    _READ,
+                )
                 return self._packers[0].pack(*row), memory, None
             one, pin = self._prepare_one(user_data, request)
             return self._packers[0].pack(*one), pin, None
@@ -529,8 +538,9 @@ class UringDriver:
             pin = data = ffi.from_buffer(memory)
             address = int(ffi.cast("uintptr_t", data))
             length = size = len(data)
-        is_write = request.opcode in _WRITES
-        may_hold = is_write or size > _INLINE_COPY_MAX
+        is_write = request.opcode in WRITES
+        # A worker of the kernel would wait in spite of RWF_NOWAIT.
+        may_hold = (is_write or size > _INLINE_COPY_MAX) and not request.op_flags & NOWAIT
         if request.force_async or (may_hold and _would_hold_the_loop(request.fd, size, is_write=is_write)):
             head |= SQE_ASYNC << 8
         return (user_data, address, request.offset, length, request.fd, request.op_flags, head), pin
