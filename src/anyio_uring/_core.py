@@ -516,7 +516,8 @@ class AsyncIoManager:
         if self._is_polled:
             check_polled((sync,))  # before anything is written
         request = _arguments.write_request(fd, data, offset)
-        if request.is_long or self.features.depth == 1:
+        at_position = request.offset < 0 and is_direct(request.fd)
+        if request.is_long or self.features.depth == 1 or at_position:
             count = await self._write_all(request)
             await self._transfer(sync)
             return count

@@ -2,6 +2,7 @@
 
 import array
 import mmap
+import os
 import socket
 from pathlib import Path
 from typing import Literal
@@ -11,13 +12,16 @@ from typing_extensions import assert_type
 from anyio_uring import (
     AsyncIoManager,
     BatchError,
+    DirectAlignment,
     Instrument,
     IoStatistics,
     LatencyQuantiles,
     ManagerView,
     OperationTrace,
+    RwFlags,
     UringFeatures,
     UringOptions,
+    aligned_buffer,
     current,
     open_uring,
 )
@@ -52,6 +56,10 @@ async def main() -> None:
             assert_type(await io.write_batch([(3, b"", 0)]), list[int])
             assert_type(await io.write_batch([(3, b"", 0)], return_exceptions=True), list[int | OSError])
             await io.fsync_batch([3, file])
+            assert_type(aligned_buffer(4096), memoryview)
+            assert_type(io.direct_alignment(file), DirectAlignment)
+            assert_type(await io.readinto(3, aligned_buffer(1), 0, flags=RwFlags.NOWAIT | RwFlags.HIPRI), int)
+            assert_type(await io.read_batch([(3, 1, 0)], flags=os.RWF_HIPRI), list[bytes])
         io.read("name", 1, 0)  # type: ignore[arg-type,unused-coroutine]
         await io.write(3, "text", 0)  # type: ignore[arg-type]
     assert_type(current(), AsyncIoManager)
