@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import pty
 import re
@@ -21,7 +20,7 @@ from anyio_uring import AsyncIoManager, UringUnavailableError, _doctor
 from anyio_uring.__main__ import main
 from anyio_uring._doctor import examine
 from anyio_uring._doctor_command import _lines
-from anyio_uring._kernel import Alignment, direct_io_alignment, liburing_version, try_setup
+from anyio_uring._kernel import liburing_version, try_setup
 
 from . import denied
 
@@ -184,7 +183,6 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (report.status, report.driver, report.liburing, report.io_uring_setup) == (1, "threads", None, None)
     assert "liburing-dev" in str(report.reason)
     assert report.place is not None
-    assert not report.place.is_alignment_known
     assert ("liburing", "no extension", "bad") in _lines(report)
 
 
@@ -350,47 +348,6 @@ def test_the_demonstration_copies_a_tree(tmp_path: Path, capsys: pytest.CaptureF
 
 
 # --- the kernel's word --------------------------------------------------------------------------
-
-
-def test_the_alignment_of_direct_io_is_what_it_takes(tmp_path: Path) -> None:
-    """Where the kernel says it: a read so aligned works, and one at half of it does not."""
-    file = tmp_path / "file"
-    file.write_bytes(bytes(1 << 16))
-    fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
-    try:
-        alignment = direct_io_alignment(fd)
-        assert alignment.memory > 0
-        assert alignment.offset > 0
-        with mmap.mmap(-1, 1 << 16) as memory:
-            view = memoryview(memory)
-            size = alignment.offset
-            assert os.preadv(fd, [view[alignment.memory : alignment.memory + size]], size) == size
-            if alignment.is_known:
-                with pytest.raises(OSError) as caught:
-                    os.preadv(fd, [view[:size]], size // 2)
-                assert caught.value.errno == errno.EINVAL
-            view.release()
-    finally:
-        os.close(fd)
-
-
-def test_an_alignment_that_nobody_knows_is_a_page(
-    pipe: tuple[int, int], path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    default = Alignment(4096, 4096, is_known=False)
-    assert direct_io_alignment(pipe[0]) == default
-    monkeypatch.setitem(sys.modules, "anyio_uring._native._lib", None)
-    with path.open("rb") as file:
-        assert direct_io_alignment(file.fileno()) == default
-
-
-@pytest.mark.parametrize("has_extension", [True, False])
-def test_the_alignment_of_nothing_is_an_error(has_extension: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not has_extension:
-        monkeypatch.setitem(sys.modules, "anyio_uring._native._lib", None)
-    with pytest.raises(OSError) as caught:
-        direct_io_alignment(1 << 20)
-    assert caught.value.errno == errno.EBADF
 
 
 @pytest.mark.ring

@@ -23,8 +23,9 @@ import anyio
 import attrs
 
 from ._core import open_uring
+from ._direct import dio_alignment
 from ._errors import UringUnavailableError
-from ._kernel import direct_io_alignment, liburing_version, try_setup
+from ._kernel import liburing_version, try_setup
 from ._options import DRIVER_VARIABLE, DriverName, UringOptions
 from ._stats import UringFeatures
 
@@ -306,7 +307,7 @@ def _try(path: str | None, backend: str) -> tuple[Place | None, _Used]:
             used = attrs.evolve(used, problem=f"{path}: what was written is not what is in the file")
         if used.problem is not None:
             return None, used
-        alignment = direct_io_alignment(scratch if given is None else given)
+        alignment = dio_alignment(scratch if given is None else given)
         place = Place(
             path=os.path.abspath(path),
             written=len(_SAMPLE),
@@ -314,8 +315,8 @@ def _try(path: str | None, backend: str) -> tuple[Place | None, _Used]:
             cached_reads=_read_cached(scratch),
             direct_read=_read_direct(scratch),
             memory_alignment=alignment.memory,
-            offset_alignment=alignment.offset,
-            is_alignment_known=alignment.is_known,
+            offset_alignment=0 if alignment.is_supported is False else alignment.offset,
+            is_alignment_known=alignment.is_supported is not None,
             has_poll_queues=_has_poll_queues(scratch),
         )
         return place, used

@@ -81,6 +81,3 @@ int au_close(au_ring *ring);
 
 /* The liburing that this was built with: 1000 * major + minor. */
 int au_liburing_version(void);
-/* What direct I/O of this file must be aligned to: in memory; and for offset and length, where 0 means
- * that the file has no direct I/O. Returns 1, or 0 if the kernel or the file system does not say. */
-int au_direct_io_alignment(int fd, uint32_t *memory, uint32_t *offset);
