@@ -156,6 +156,18 @@ def test_a_bad_file_is_an_error_that_names_the_place(toml: Any, text: str, messa
         UringOptions.from_toml(toml(text))
 
 
+def test_options_that_need_one_another(toml: Any) -> None:
+    """In a file and in the environment each is checked alone first."""
+    assert UringOptions.from_toml(toml("[io]\nsqpoll_cpu = 0\nsqpoll = true\n")) == UringOptions(
+        sqpoll=True, sqpoll_cpu=0
+    )
+    assert UringOptions.from_env({"ANYIO_URING_IOPOLL": "1"}) == UringOptions(iopoll=True)
+    with pytest.raises(ValueError, match="it needs sqpoll=True"):
+        UringOptions.from_toml(toml("[io]\nsqpoll_cpu = 0\n"))
+    with pytest.raises(ValueError, match="leave one of them out"):
+        UringOptions.from_env({"ANYIO_URING_IOPOLL": "1", "ANYIO_URING_NOWAIT": "1"})
+
+
 def test_a_file_that_is_not_there_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         UringOptions.from_toml(tmp_path / "app.toml")

@@ -63,20 +63,21 @@ def _check_sqpoll_idle_ms(_options: object, _attribute: object, value: object) -
         raise ValueError(f"sqpoll_idle_ms must be between 1 and {SQPOLL_IDLE_MS_MAX}, not {value}")
 
 
-def _check_sqpoll_cpu(options: UringOptions, _attribute: attrs.Attribute[int | None], value: object) -> None:
+# `options` are None where a value is checked alone, as it stands in a file: what it needs beside it is not known yet.
+def _check_sqpoll_cpu(options: UringOptions | None, _attribute: attrs.Attribute[int | None], value: object) -> None:
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"sqpoll_cpu must be the number of a CPU or None, not {type(value).__name__}")
     if not 0 <= value <= CPU_MAX:
         raise ValueError(f"sqpoll_cpu must be between 0 and {CPU_MAX}, not {value}")
-    if not options.sqpoll:
+    if options is not None and not options.sqpoll:
         raise ValueError("sqpoll_cpu says where the kernel polls: it needs sqpoll=True")
 
 
-def _check_iopoll(options: UringOptions, attribute: attrs.Attribute[bool], value: object) -> None:
+def _check_iopoll(options: UringOptions | None, attribute: attrs.Attribute[bool], value: object) -> None:
     _check_bool(options, attribute, value)
-    if value and options.nowait:
+    if value and options is not None and options.nowait:
         raise ValueError("iopoll=True reads past the page cache, and nowait=True asks it first: leave one of them out")
 
 
