@@ -60,6 +60,7 @@ class ScriptedDriver:
     read_now: Any = None
 
     def __init__(self, depth: int = 8) -> None:
+        self.fixed_memory: dict[int, Any] = {}
         self.features = UringFeatures(
             kernel="scripted", depth=depth, sq_entries=depth, cq_entries=2 * depth, setup_flags=(), opcodes=frozenset()
         )
@@ -94,6 +95,12 @@ class ScriptedDriver:
 
     def expose(self, memory: Any) -> Any:
         return memory
+
+    def register_memory(self, memory: Any) -> int:
+        raise NotImplementedError
+
+    def unregister_memory(self, entry: int) -> None:
+        raise NotImplementedError
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[Any, object, None]:
         return [(user_data + i * MEMBER, request, None) for i, request in enumerate(requests)], requests, None

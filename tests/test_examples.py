@@ -120,3 +120,15 @@ def test_the_examples_of_direct_io_and_flags(
     expected = re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
     assert expected
     assert _run(code, tmp_path).splitlines() == expected
+
+
+@pytest.mark.parametrize("code", _blocks("docs/registered.md", "python"), ids=["buffers"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_examples_of_what_is_registered(
+    code: str, driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    if driver == "threads":
+        expected = [line.replace("registered", "plain memory: threads have no ring") for line in expected]
+    assert _run(code, tmp_path, backend).splitlines() == expected != []

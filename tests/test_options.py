@@ -122,6 +122,10 @@ def test_each_of_ferrites_keys_takes_effect_or_is_refused(toml: Any, key: str) -
         assert UringOptions.from_toml(file) == UringOptions()
     elif key in {"uring_sqpoll", "uring_sqpoll_idle_ms"}:
         assert UringOptions.from_toml(file) == UringOptions(**{key.removeprefix("uring_"): json.loads(FERRITE[key])})
+    elif key in {"uring_fixed_buffers", "uring_fixed_buffer_count"}:
+        assert UringOptions.from_toml(file) == UringOptions(fixed_buffers=64)
+    elif key == "uring_fixed_buffer_size":
+        assert UringOptions.from_toml(file) == UringOptions(fixed_buffer_size=65536)
     else:
         option = _options._LATER[key]
         with pytest.raises(ValueError, match=rf"app\.toml: \[io\] {key}: .* no option {option} yet; there are"):
@@ -180,6 +184,17 @@ def test_without_a_toml_parser_the_remedy_is_named(toml: Any, monkeypatch: pytes
         monkeypatch.setitem(sys.modules, "tomli", None)
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'anyio_uring\[toml\]'"):
             UringOptions.from_toml(toml("[io]\n"))
+
+
+def test_the_buffers_switch_and_its_count(toml: Any) -> None:
+    off = toml("[io]\nuring_fixed_buffers = false\nuring_fixed_buffer_count = 64\n")
+    assert UringOptions.from_toml(off) == UringOptions()
+    some = toml('[io]\nuring_fixed_buffers = true\nuring_fixed_buffer_count = 8\nuring_fixed_buffer_size = "4KB"\n')
+    assert UringOptions.from_toml(some) == UringOptions(fixed_buffers=8, fixed_buffer_size=4096)
+    with pytest.raises(ValueError, match=r"\[io\] uring_fixed_buffer_count must be 0 or more, not -1"):
+        UringOptions.from_toml(toml("[io]\nuring_fixed_buffer_count = -1\n"))
+    variables = {"ANYIO_URING_FIXED_BUFFERS": "2", "ANYIO_URING_FIXED_BUFFER_SIZE": "1MiB"}
+    assert UringOptions.from_env(variables) == UringOptions(fixed_buffers=2, fixed_buffer_size=1 << 20)
 
 
 # --- the environment ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from ._chain import Chain
 from ._core import AsyncIoManager, current, open_uring
 from ._direct import DirectAlignment, aligned_buffer
 from ._errors import BatchError, ChainError, MisalignedError, UnsupportedFlagError, UringUnavailableError
+from ._fixed_buffers import BufferPool, FixedBuffer
 from ._flags import RwFlags
 from ._instruments import Instrument, ManagerView, OperationTrace
 from ._options import UringOptions
@@ -15,10 +16,12 @@ from ._stats import IoStatistics, LatencyQuantiles, UringFeatures
 __all__ = (
     "AsyncIoManager",
     "BatchError",
+    "BufferPool",
     "Chain",
     "ChainError",
     "DirectAlignment",
     "FileDescriptor",
+    "FixedBuffer",
     "HasFileno",
     "Instrument",
     "IoStatistics",

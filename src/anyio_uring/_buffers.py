@@ -10,6 +10,8 @@ import operator
 from collections.abc import Sequence
 from typing import Protocol
 
+from ._fixed_buffers import FixedBuffer
+
 
 class SupportsBuffer(Protocol):
     """Anything with the buffer protocol: ``bytes``, ``bytearray``, ``memoryview``, ``mmap``, ``array``, numpy's arrays."""
@@ -27,6 +29,8 @@ def readable(buffer: SupportsBuffer, name: str = "data") -> memoryview:
     :raises TypeError: if the object has no buffer protocol
     :raises ValueError: if its memory is not contiguous
     """
+    if type(buffer) is FixedBuffer:
+        buffer = buffer.view  # by which a driver knows registered memory; and all there is before Python 3.12
     try:
         view = memoryview(buffer)
     except TypeError:
@@ -53,11 +57,14 @@ def plain_views(buffers: Sequence[SupportsBuffer]) -> list[memoryview] | None:
 
     A tenth of what :func:`writable` takes for each; that says which is wrong, and how.
     """
+    types = {*map(type, buffers)}
     try:
+        if FixedBuffer in types:
+            buffers = [buffer.view if type(buffer) is FixedBuffer else buffer for buffer in buffers]
         views: list[memoryview] = [*map(memoryview, buffers)]  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-    if {*map(type, buffers)} == {bytearray} or {*map(_LAYOUT, views)} == {("B", 1, True, False)}:
+    if types == {bytearray} or {*map(_LAYOUT, views)} == {("B", 1, True, False)}:
         return views
     for view in views:
         view.release()

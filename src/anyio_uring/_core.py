@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -28,6 +29,7 @@ from ._direct import SAFE_ALIGNMENT, DirectAlignment
 from ._driver import Driver
 from ._errors import MisalignedError, UringUnavailableError
 from ._fallback import ThreadDriver, transfer_now
+from ._fixed_buffers import BufferPool, FixedBuffer
 from ._flags import NOWAIT
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._instruments import Instrument, Instruments
@@ -85,6 +87,8 @@ def open_uring(
     sqpoll_cpu: int | None = None,
     iopoll: bool = False,
     restrict: bool = False,
+    fixed_buffers: int = 0,
+    fixed_buffer_size: int | str = 65536,
     latency: bool = False,
     instruments: Iterable[Instrument] = (),
 ) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
@@ -126,6 +130,9 @@ def open_uring(
     :param restrict: have the kernel refuse, on this ring, every opcode, flag and registration that this
         library does not use (``IORING_REGISTER_RESTRICTIONS``, Linux 5.10).  Threads have no ring, so
         there it means nothing
+    :param fixed_buffers: how many buffers :attr:`AsyncIoManager.buffers` has, a pool for the manager's life
+        that is registered with the kernel; 0: there is none
+    :param fixed_buffer_size: bytes in each, or a text such as ``"64KiB"``
     :param latency: measure how long operations take, for :attr:`IoStatistics.latency`; it costs each of them 5 us
     :param options: all of these as one object, instead of keywords and never beside them: which would win
         is a question nobody has to ask.  ``attrs.evolve(options, depth=64)`` makes other ones of it.
@@ -172,7 +179,7 @@ class _Opening:
         if self._instruments.listens_to_operations():
             driver = TracedDriver(driver, self._instruments)
         task = CompletionTask(driver, loop)
-        self._manager = AsyncIoManager(
+        manager = AsyncIoManager(
             task,
             driver,
             loop,
@@ -181,6 +188,13 @@ class _Opening:
             outer=_current.get(),
             latency=self._latency,
         )
+        try:
+            for problem in manager._open_resources(self._options):
+                warnings.warn(problem, RuntimeWarning, stacklevel=2)
+        except BaseException:
+            driver.close()
+            raise
+        self._manager = manager
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         # The owner never raises, and an error of the body passes this task group by, so that it
@@ -194,6 +208,8 @@ class _Opening:
         manager = self._manager
         assert manager is not None
         manager._closed = True
+        if manager.buffers is not None:
+            manager.buffers._close()
         if _current.get() is manager:
             _current.set(manager._outer)
         # Otherwise a cancelled outer scope would cancel the wait for the owner's last step, and that
@@ -252,6 +268,7 @@ class AsyncIoManager:
     __slots__ = (
         "__weakref__",
         "_budget",
+        "_buffers",
         "_checkpoint",
         "_closed",
         "_direct_fds",
@@ -295,6 +312,15 @@ class AsyncIoManager:
         self._closed = False
         # Descriptors whose reads have been refused for the sake of their memory: the next ones get aligned memory.
         self._direct_fds: set[int] = set()
+        self._buffers: BufferPool | None = None
+
+    def _open_resources(self, options: UringOptions) -> list[str]:
+        """Open what lives as long as the manager; return what to warn of."""
+        problems: list[str | None] = []
+        if options.fixed_buffers:
+            self._buffers = self.buffer_pool(options.fixed_buffers, options.fixed_buffer_size)
+            problems.append(self._buffers._open())
+        return [problem for problem in problems if problem is not None]
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -325,6 +351,11 @@ class AsyncIoManager:
         """
         number, _ = _arguments.descriptor(fd)
         return _direct.dio_alignment(number)
+
+    @property
+    def buffers(self) -> BufferPool | None:
+        """The pool of ``open_uring(fixed_buffers=...)``; ``None`` if none was asked for."""
+        return self._buffers
 
     def statistics(self) -> IoStatistics:
         """Return a snapshot of the counters; other threads may ask, too, and then see them a few operations apart."""
@@ -732,6 +763,25 @@ class AsyncIoManager:
         To be used with ``async with``; the end of its block submits them together and waits for them all.
         """
         return Chain(self._task, self._allocate_for_chain, self._error)
+
+    # --- registered resources -------------------------------------------------------------------
+
+    def buffer_pool(self, count: int = 64, size: int | str = "64KiB") -> BufferPool:
+        """
+        Return a pool of page-aligned buffers that the kernel has registered, to be used with ``async with``.
+
+        The verbs take its buffers, their views and slices of those like any other memory, and the kernel
+        then need not look up and pin their pages each time (``IORING_OP_READ_FIXED``, ``WRITE_FIXED``).
+
+        :param count: how many buffers
+        :param size: bytes in each, or a text such as ``"64KiB"``; each takes whole pages
+        :raises ValueError: if they take more than 1 GiB, which is the most that the kernel registers in one piece
+
+        Where the kernel refuses (``RLIMIT_MEMLOCK``, before Linux 5.19), the buffers are plain memory:
+        entering the block warns of it, and ``features.fixed_buffers`` has the reason.
+        """
+        self._loop.protect(BufferPool.acquire, FixedBuffer.release)  # type: ignore[arg-type]
+        return BufferPool(self._driver, self._task.check, count, size)
 
     # --- from requests to results ---------------------------------------------------------------
 

@@ -7,6 +7,7 @@ in :mod:`anyio_uring._completion_task`.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -50,6 +51,9 @@ class Driver(Protocol):
     """
 
     name: DriverName
+
+    fixed_memory: dict[int, tuple[int, memoryview]]
+    """Registered memory in use: ``{id() of the object that a view is of: (its entry, that object)}``."""
 
     @property
     def features(self) -> UringFeatures:
@@ -101,6 +105,18 @@ class Driver(Protocol):
 
     def expose(self, memory: Any) -> Any:
         """Return what :attr:`read_now` takes for any other memory."""
+        ...
+
+    def register_memory(self, memory: mmap.mmap) -> int:
+        """
+        Have the kernel keep this memory pinned and looked up (Linux 5.19).
+
+        :return: its entry; or -1 if it stays plain memory, and ``features.fixed_buffers`` says why
+        """
+        ...
+
+    def unregister_memory(self, entry: int) -> None:
+        """Undo that; only when no operation with this memory is staged or in flight. After :meth:`close` it is nothing."""
         ...
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[Rows, object, Results | None]:

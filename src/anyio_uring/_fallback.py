@@ -32,6 +32,8 @@ from ._requests import FSYNC_DATASYNC, Memories, Opcode, Request, Requests, chec
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
+    import mmap
+
     from ._options import DriverName
 
 # Threads wait for disks more than they compute, so their number does not follow the processors'.
@@ -86,6 +88,7 @@ class ThreadDriver:
         "_workers",
         "completions_max",
         "enters",
+        "fixed_memory",
         "overflows",
     )
 
@@ -102,6 +105,7 @@ class ThreadDriver:
             raise NotImplementedError(
                 f"anyio_uring needs os.preadv(), which {platform.system()} lacks: use Linux, macOS or a BSD"
             )
+        self.fixed_memory: dict[int, tuple[int, memoryview]] = {}
         self._features = UringFeatures(
             kernel=platform.release(), depth=depth, sq_entries=0, cq_entries=0, setup_flags=(), opcodes=frozenset()
         )
@@ -155,6 +159,13 @@ class ThreadDriver:
 
     def expose(self, memory: Any) -> Any:
         return memory
+
+    def register_memory(self, memory: mmap.mmap) -> int:  # noqa: ARG002 - there is no ring to register it with
+        self._features = attrs.evolve(self._features, fixed_buffers="plain memory: threads have no ring")
+        return -1
+
+    def unregister_memory(self, entry: int) -> None:
+        """Do nothing."""
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[list[_Row], object, list[int] | None]:
         if self._iopoll:

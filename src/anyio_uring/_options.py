@@ -12,7 +12,18 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from ._config import Switch, as_bool, as_int, check_variables, read_environment, read_toml, variable, written
+from ._config import (
+    Switch,
+    as_bool,
+    as_int,
+    check_variables,
+    parse_size,
+    read_environment,
+    read_toml,
+    variable,
+    written,
+)
+from ._fixed_buffers import check_pool
 
 DriverName = Literal["uring", "threads"]
 DriverChoice = Literal["auto", "uring", "threads"]
@@ -25,11 +36,10 @@ DEPTH_MAX: Final = 32768
 SQPOLL_IDLE_MS_MAX: Final = 2**31 - 1
 # The kernel takes 32 bits, and knows which of these CPUs exist.
 CPU_MAX: Final = 2**31 - 1
+# What Ferrite's configuration has in its example, and the default of buffer_pool().
+FIXED_BUFFERS_ON: Final = 64
 # Ferrite's keys for what is not built here yet: {key: the option that will have it}.
 _LATER: Final = {
-    "uring_fixed_buffers": "fixed_buffers",  # Switch(off=0, on=...), as it has a count beside it
-    "uring_fixed_buffer_count": "fixed_buffers",
-    "uring_fixed_buffer_size": "fixed_buffer_size",  # converter=parse_size
     "uring_fixed_files": "fixed_files",  # Switch(off=0, on=...)
 }
 
@@ -39,6 +49,13 @@ def _check_depth(_options: object, attribute: attrs.Attribute[Any], value: objec
         raise TypeError(f"{attribute.name} must be an int between 1 and {DEPTH_MAX}, not {value!r}")
     if not 1 <= value <= DEPTH_MAX:
         raise ValueError(f"{attribute.name} must be between 1 and {DEPTH_MAX}, not {value}")
+
+
+def _check_count(_options: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{attribute.name} must be 0 or more, not {value}")
 
 
 def _check_driver(_options: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -119,9 +136,26 @@ class UringOptions:
     """Whether devices are asked for completions instead of interrupting (``O_DIRECT`` alone)."""
     restrict: bool = attrs.field(default=False, validator=_check_bool, metadata=written(as_bool))
     """Whether the kernel refuses on this ring what this library does not use."""
-
     latency: bool = attrs.field(default=False, validator=_check_bool, metadata=written(as_bool))
     """Whether to measure how long operations take: :attr:`IoStatistics.latency`."""
+    fixed_buffers: int = attrs.field(
+        default=0,
+        validator=_check_count,
+        metadata=written(
+            as_int, {"uring_fixed_buffers": Switch(off=0, on=FIXED_BUFFERS_ON), "uring_fixed_buffer_count": None}
+        ),
+    )
+    """
+    How many buffers the manager's own pool has; 0: there is none.  In TOML also ``uring_fixed_buffer_count``,
+    and ``uring_fixed_buffers``: ``true`` means 64 if no count is given, ``false`` none.
+    """
+    fixed_buffer_size: int = attrs.field(
+        default=65536, converter=parse_size, metadata=written(str, {"uring_fixed_buffer_size": None})
+    )
+    """Bytes in each, or a text with a unit.  In TOML also ``uring_fixed_buffer_size``."""
+
+    def __attrs_post_init__(self) -> None:
+        check_pool(self.fixed_buffers, self.fixed_buffer_size)
 
     def asks_page_cache(self, driver: DriverName) -> bool:
         """

@@ -34,6 +34,9 @@ class Opcode(enum.IntEnum):
     READV = 1
     WRITEV = 2
     FSYNC = 3
+    # What a driver makes of READ and WRITE where their memory is registered; nobody else names them.
+    READ_FIXED = 4
+    WRITE_FIXED = 5
     ASYNC_CANCEL = 14
     READ = 22
     WRITE = 23

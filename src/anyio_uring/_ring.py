@@ -8,6 +8,7 @@ no one above it sees ``ffi``.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import platform
 import select
@@ -19,6 +20,8 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
+
+import attrs
 
 from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
@@ -72,6 +75,10 @@ _FEATURES_NEEDED_SQPOLL: Final = 1 << 7
 _ENTRIES_MIN: Final = 8
 _READ: Final = int(Opcode.READ)
 _ASYNC_CANCEL: Final = int(Opcode.ASYNC_CANCEL)
+# {opcode: the one for registered memory}; vectors have none before Linux 6.15.
+_FIXED: Final = {Opcode.READ: Opcode.READ_FIXED, Opcode.WRITE: Opcode.WRITE_FIXED}
+# Entries of a ring's table of registered buffers: each is a pool.
+POOLS_MAX: Final = 256
 # io-wq's limit for files that may block for ever is RLIMIT_NPROC if nobody sets one; regular
 # files keep the kernel's own limit (min of SQ entries and 4 per CPU), which 0 leaves alone.
 _UNBOUNDED_WORKERS_MAX: Final = 64
@@ -80,8 +87,9 @@ _UNBOUNDED_WORKERS_MAX: Final = 64
 _INLINE_COPY_MAX: Final = 256 << 10
 _INLINE_BATCH_COPY_MAX: Final = 4 << 20
 
-# One au_row: user_data, address, offset, length, fd, op_flags, and opcode | sqe_flags << 8.
+# One au_row: user_data, address, offset, length, fd, op_flags, and opcode | sqe_flags << 8 | buf_index << 16.
 _ROW: Final = "QQqIiII"
+_OPCODE_MASK: Final = 0xFF
 _ROW_SIZE: Final = struct.calcsize("=" + _ROW)
 _PACK_POWER_MAX: Final = 8
 _PROBE_MS_MAX: Final = 10_000
@@ -298,6 +306,20 @@ def _unavailable(code: int, what: str) -> UringUnavailableError:
     return UringUnavailableError(code, reason)
 
 
+def _memory_refused(code: int, size: int) -> str:
+    """Say in one sentence why memory stays unregistered, and what to do about it."""
+    name = errno.errorcode.get(code, str(code))
+    if code == errno.ENOMEM:
+        remedy = "raise RLIMIT_MEMLOCK (ulimit -l), or make the pool smaller"
+    elif code == errno.ENOSPC:
+        remedy = f"{POOLS_MAX} pools are open, so close one"
+    elif code in {errno.EPERM, errno.EACCES}:
+        remedy = "allow io_uring_register where a seccomp filter or a security module forbids it"
+    else:
+        remedy = f"use Linux 5.19 or newer (this is {platform.release()})"
+    return f"plain memory: registering {size >> 10} KiB was refused with {name}: {remedy}"
+
+
 def _would_hold_the_loop(fd: int, size: int, *, is_write: bool) -> bool:
     """
     Whether to leave a transfer to a worker of the kernel (``IOSQE_ASYNC``), because trying it inline could block.
@@ -326,6 +348,8 @@ class UringDriver:
         "_bytes_data",
         "_capacity",
         "_counting",
+        "_entries",
+        "_entries_lack",
         "_features",
         "_ffi",
         "_iopoll",
@@ -338,6 +362,7 @@ class UringDriver:
         "_ring",
         "_state",
         "completions_max",
+        "fixed_memory",
     )
 
     name: DriverName = "uring"
@@ -359,6 +384,10 @@ class UringDriver:
         self._out_flat = ffi.cast("int64_t *", self._out)
         self._owned = memoryview(ffi.buffer(self._state, 4))
         self._bytes_data = _find_bytes_data(ffi)
+        self.fixed_memory: dict[int, tuple[int, memoryview]] = {}
+        # Entries of the table of registered buffers that are free, and why there are none; None: not asked yet.
+        self._entries: list[int] = []
+        self._entries_lack: int | None = None
         # [struct of 1, 2, 4 ... rows]: packing 256 rows in one call takes half the time of 256 calls.
         self._packers = [struct.Struct("=" + _ROW * (1 << power)) for power in range(_PACK_POWER_MAX + 1)]
         lib.au_limit_workers(ring, 0, _UNBOUNDED_WORKERS_MAX)  # since 5.15; without it the default stands
@@ -418,10 +447,12 @@ class UringDriver:
 
     def restrict(self) -> None:
         """
-        Allow the opcodes and flags that this library uses, and no registration; then enable the ring.
+        Allow the opcodes and flags that this library uses, and no more; then enable the ring.
 
-        Of a ring opened with ``R_DISABLED``.  What has to be registered or probed is, before this.
+        Of a ring opened with ``R_DISABLED``.  What has to be registered or probed is, before this; of
+        registrations only changes to the tables remain.
         """
+        self._make_buffer_table()
         opcodes = bytes(Opcode)
         ret = self._lib.au_restrict(self._ring, opcodes, len(opcodes), SQE_FLAGS)
         if ret < 0:
@@ -436,6 +467,40 @@ class UringDriver:
         ret = self._lib.au_limit_workers(self._ring, bounded, unbounded)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
+
+    def register_memory(self, memory: mmap.mmap) -> int:
+        try:
+            entry = self._register_memory(memory)
+        except OSError as exc:
+            reason = _memory_refused(exc.errno or errno.EIO, len(memory))
+            self._features = attrs.evolve(self._features, fixed_buffers=reason)
+            return -1
+        self._features = attrs.evolve(self._features, fixed_buffers="registered")
+        return entry
+
+    def _register_memory(self, memory: mmap.mmap) -> int:
+        if self._entries_lack is None:
+            self._make_buffer_table()
+        if not self._entries:
+            raise OSError(self._entries_lack, "no entry is free")
+        data = self._ffi.from_buffer(memory)
+        address = int(self._ffi.cast("uintptr_t", data))
+        ret = self._lib.au_set_buffer(self._ring, self._entries[-1], address, len(memory))
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+        return self._entries.pop()
+
+    def _make_buffer_table(self) -> None:
+        ret: int = self._lib.au_make_buffer_table(self._ring, POOLS_MAX)
+        self._entries_lack = -ret or errno.ENOSPC
+        self._entries = list(range(POOLS_MAX - 1, -1, -1)) if not ret else []
+
+    def unregister_memory(self, entry: int) -> None:
+        if entry < 0 or self._ring is None or self.is_forked():
+            return
+        # If the kernel has not even the memory to empty it, the entry is not used again.
+        if self._lib.au_set_buffer(self._ring, entry, 0, 0) >= 0:
+            self._entries.append(entry)
 
     def allocate_batch(self, lengths: Sequence[int]) -> Memories:
         count = len(lengths)
@@ -492,23 +557,31 @@ class UringDriver:
             addresses, found = bytes(8 * count), bytes(4 * count)
             if self._lib.au_find_memory(id(batch.memories.objects), addresses, found, count) < 0:
                 raise ValueError("a batch's buffers are to be writable and contiguous")
+        entry = self._common_entry(batch.memories.objects) if self.fixed_memory else None
         rows = bytes(count * _ROW_SIZE)  # nobody else has seen it: C may fill it
         self._lib.au_pack(
             rows,
             count,
             user_data,
             MEMBER,
-            batch.opcode,
+            batch.opcode if entry is None else _FIXED[batch.opcode],
             # As for a single one: 256 reads of 64 KiB, cached, would hold the loop for 4 ms.
             SQE_ASYNC
             if sum(lengths) > _INLINE_BATCH_COPY_MAX and DISKS.issuperset(map(file_type, {*batch.fds}))
             else 0,
+            entry or 0,
             struct.pack(f"{count}i", *batch.fds),
             struct.pack(f"{count}I", *lengths),
             struct.pack(f"{count}q", *batch.offsets),
             addresses,
         )
         return rows, batch.memories.objects
+
+    def _common_entry(self, memories: Sequence[Any]) -> int | None:
+        """Return the entry that all of these views are of; None if there is none, and plain memory is always right."""
+        owners = {id(memory.obj) if type(memory) is memoryview else 0 for memory in memories}
+        entries = {self.fixed_memory.get(owner, (None,))[0] for owner in owners}
+        return entries.pop() if len(entries) == 1 else None
 
     def _gather(self, user_data: int, count: int) -> Any:
         """Let C collect the results of an operation's members: Python hears of them once a turn."""
@@ -538,6 +611,8 @@ class UringDriver:
             pin = data = ffi.from_buffer(memory)
             address = int(ffi.cast("uintptr_t", data))
             length = size = len(data)
+            if self.fixed_memory and (entry := self._common_entry([memory])) is not None:
+                head = head & ~_OPCODE_MASK | _FIXED[request.opcode] | entry << 16
         is_write = request.opcode in WRITES
         # A worker of the kernel would wait in spite of RWF_NOWAIT.
         may_hold = (is_write or size > _INLINE_COPY_MAX) and not request.op_flags & NOWAIT
@@ -580,3 +655,4 @@ class UringDriver:
             self._lib.au_close(self._ring)
             self._ring = None
             self._owned = memoryview(b"\1")
+            self.fixed_memory.clear()

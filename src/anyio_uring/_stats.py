@@ -95,3 +95,5 @@ class UringFeatures:
     """``IORING_SETUP_*`` flags in force, without the prefix; empty on threads."""
     opcodes: frozenset[int]
     """Numbers of the ``IORING_OP_*`` opcodes that the kernel supports; empty on threads."""
+    fixed_buffers: str | None = None
+    """``"registered"``, or why the buffers of the pool opened last are plain memory; ``None`` before there is a pool."""

@@ -7,6 +7,7 @@ It changes no row and no completion.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any
@@ -34,7 +35,17 @@ class _TracedRows:
 class TracedDriver:
     """Fulfils :class:`anyio_uring._driver.Driver` by means of another one."""
 
-    __slots__ = ("_driver", "_gathered", "_instruments", "_read", "_traces", "completions_max", "memory_type", "name")
+    __slots__ = (
+        "_driver",
+        "_gathered",
+        "_instruments",
+        "_read",
+        "_traces",
+        "completions_max",
+        "fixed_memory",
+        "memory_type",
+        "name",
+    )
 
     def __init__(self, driver: Driver, instruments: Instruments) -> None:
         self._driver = driver
@@ -43,6 +54,7 @@ class TracedDriver:
         self.name: DriverName = driver.name
         self.memory_type: type[bytes | bytearray] = driver.memory_type
         self.completions_max: int = driver.completions_max
+        self.fixed_memory: dict[int, tuple[int, memoryview]] = driver.fixed_memory
         # {user data: what is in flight}
         self._traces: dict[int, OperationTrace] = {}
         # {user data of member 0: its operation}
@@ -83,6 +95,12 @@ class TracedDriver:
 
     def expose(self, memory: Any) -> Any:
         return self._driver.expose(memory)
+
+    def register_memory(self, memory: mmap.mmap) -> int:
+        return self._driver.register_memory(memory)
+
+    def unregister_memory(self, entry: int) -> None:
+        self._driver.unregister_memory(entry)
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[_TracedRows, object, Results | None]:
         rows, pins, results = self._driver.prepare(user_data, requests)

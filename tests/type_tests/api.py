@@ -12,7 +12,9 @@ from typing_extensions import assert_type
 from anyio_uring import (
     AsyncIoManager,
     BatchError,
+    BufferPool,
     DirectAlignment,
+    FixedBuffer,
     Instrument,
     IoStatistics,
     LatencyQuantiles,
@@ -60,6 +62,15 @@ async def main() -> None:
             assert_type(io.direct_alignment(file), DirectAlignment)
             assert_type(await io.readinto(3, aligned_buffer(1), 0, flags=RwFlags.NOWAIT | RwFlags.HIPRI), int)
             assert_type(await io.read_batch([(3, 1, 0)], flags=os.RWF_HIPRI), list[bytes])
+        assert_type(io.buffers, BufferPool | None)
+        async with io.buffer_pool(count=2, size="4KiB") as pool:
+            assert_type(pool, BufferPool)
+            with await pool.acquire() as buffer:
+                assert_type(buffer, FixedBuffer)
+                assert_type(buffer.view, memoryview)
+                assert_type(await io.readinto(3, buffer, 0), int)
+                assert_type(await io.readinto_batch([(3, buffer, 0), (3, buffer.view, 0)]), list[int])
+                assert_type(await io.write(3, buffer.view[:3], 0), int)
         io.read("name", 1, 0)  # type: ignore[arg-type,unused-coroutine]
         await io.write(3, "text", 0)  # type: ignore[arg-type]
     assert_type(current(), AsyncIoManager)
@@ -70,6 +81,7 @@ async def main() -> None:
         view: ManagerView = io
         assert_type(view.statistics().latency, LatencyQuantiles | None)
     open_uring(instruments=[object()])  # type: ignore[list-item]
+    open_uring(fixed_buffers=1, fixed_buffer_size="1MiB")
     open_uring(depth=1, options=UringOptions())  # type: ignore[call-overload]
     open_uring(driver="epoll")  # type: ignore[call-overload]
     assert_type(BatchError("read_batch", [OSError()]).errors, dict[int, OSError])

@@ -128,7 +128,9 @@ int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded)
 
 int au_restrict(au_ring *ring, const uint8_t *opcodes, uint32_t count, uint8_t sqe_flags)
 {
-    struct io_uring_restriction allowed[IORING_OP_LAST + 1];
+    /* What registered buffers and files need once the ring is enabled: their tables are made before. */
+    const uint8_t registrations[] = {IORING_REGISTER_BUFFERS_UPDATE, IORING_REGISTER_FILES_UPDATE};
+    struct io_uring_restriction allowed[IORING_OP_LAST + 1 + sizeof(registrations)];
     if (count > IORING_OP_LAST)
         return -EINVAL;
     memset(allowed, 0, sizeof(allowed));
@@ -137,11 +139,37 @@ int au_restrict(au_ring *ring, const uint8_t *opcodes, uint32_t count, uint8_t s
         allowed[i].sqe_op = opcodes[i];
     }
     allowed[count].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
-    allowed[count].sqe_flags = sqe_flags;
+    allowed[count++].sqe_flags = sqe_flags;
+    for (size_t i = 0; i < sizeof(registrations); i++) {
+        allowed[count].opcode = IORING_RESTRICTION_REGISTER_OP;
+        allowed[count++].register_op = registrations[i];
+    }
     /* liburing 2.3 declares functions for the two and does not export them. */
     unsigned fd = (unsigned)ring->uring.ring_fd;
-    int ret = io_uring_register(fd, IORING_REGISTER_RESTRICTIONS, allowed, count + 1);
+    int ret = io_uring_register(fd, IORING_REGISTER_RESTRICTIONS, allowed, count);
     return ret < 0 ? ret : io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+}
+
+/* Not liburing's functions for it: some raise RLIMIT_NOFILE for the whole process. */
+static int make_table(au_ring *ring, unsigned what, uint32_t count)
+{
+    struct io_uring_rsrc_register table;
+    memset(&table, 0, sizeof(table));
+    table.nr = count;
+    table.flags = IORING_RSRC_REGISTER_SPARSE;
+    return io_uring_register((unsigned)ring->uring.ring_fd, what, &table, sizeof(table));
+}
+
+int au_make_buffer_table(au_ring *ring, uint32_t count)
+{
+    return make_table(ring, IORING_REGISTER_BUFFERS2, count);
+}
+
+int au_set_buffer(au_ring *ring, uint32_t index, uintptr_t address, uint64_t length)
+{
+    struct iovec memory = {(void *)address, length};
+    __u64 tag = 0;
+    return io_uring_register_buffers_update_tag(&ring->uring, index, &memory, &tag, 1);
 }
 
 int au_enter(au_ring *ring)
@@ -346,7 +374,8 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
 }
 
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
-            uint8_t sqe_flags, const char *fds, const char *lengths, const char *offsets, const char *addresses)
+            uint8_t sqe_flags, uint16_t buf_index, const char *fds, const char *lengths, const char *offsets,
+            const char *addresses)
 {
     au_row *rows = (au_row *)(void *)packed;
     const int32_t *fd = (const int32_t *)(const void *)fds;
@@ -356,7 +385,7 @@ int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, u
     for (uint32_t i = 0; i < count; i++)
         rows[i] = (au_row){.user_data = user_data + i * member, .address = address[i],
                            .offset = offset[i], .length = length[i], .fd = fd[i], .opcode = opcode,
-                           .sqe_flags = sqe_flags};
+                           .sqe_flags = sqe_flags, .buf_index = buf_index};
     return 0;
 }
 

@@ -54,8 +54,12 @@ au_state *au_get_state(au_ring *ring);
 int au_get_fd(au_ring *ring);
 int au_get_opcodes(au_ring *ring, uint8_t *supported, uint32_t count);
 int au_limit_workers(au_ring *ring, uint32_t bounded, uint32_t unbounded);
-/* Of a ring opened with R_DISABLED: allow these opcodes and SQE flags, and no registration; then enable it. */
+/* Of a ring opened with R_DISABLED: allow these opcodes and SQE flags, and of registrations the updates of the
+ * two tables; then enable it. */
 int au_restrict(au_ring *ring, const uint8_t *opcodes, uint32_t count, uint8_t sqe_flags);
+/* A table of registered buffers, all empty (Linux 5.19); and what one entry is: no address empties it. */
+int au_make_buffer_table(au_ring *ring, uint32_t count);
+int au_set_buffer(au_ring *ring, uint32_t index, uintptr_t address, uint64_t length);
 /* Enter the kernel for nothing but to learn whether it may be entered. */
 int au_enter(au_ring *ring);
 /* SQPOLL: whether the kernel's poller sleeps, so that the next submission has to wake it. */
@@ -71,7 +75,8 @@ int au_new_bytes(uintptr_t list, const char *lengths, char *addresses, uint32_t 
 int au_find_memory(uintptr_t list, char *addresses, char *lengths, uint32_t count);
 /* Rows of a batch from its columns: packed[i] is the row of user_data + i * member. */
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
-            uint8_t sqe_flags, const char *fds, const char *lengths, const char *offsets, const char *addresses);
+            uint8_t sqe_flags, uint16_t buf_index, const char *fds, const char *lengths, const char *offsets,
+            const char *addresses);
 /* Write the results of this operation's members to results[member], first set to INT32_MIN, and
  * report how many have come instead of each. NULL ends that. */
 int au_gather(au_ring *ring, uint64_t user_data, int32_t *results, uint32_t count);
