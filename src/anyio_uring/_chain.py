@@ -148,7 +148,7 @@ class Chain:
                     continue
                 error = OSError(errno.EIO, f"{count} of {request.size} bytes")
             results += [None] * (last - i)
-            raise ChainError(error, i, self._verbs[i], results)
+            raise ChainError(error, i, self._verbs[i], results) from error
         return results
 
 

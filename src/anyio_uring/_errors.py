@@ -101,4 +101,3 @@ class ChainError(OSError):
         self.index = index
         self.verb = verb
         self.results = results
-        self.__cause__ = cause

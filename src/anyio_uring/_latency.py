@@ -50,6 +50,7 @@ class LatencyInstrument(Instrument):
         self.histogram: Histogram = Histogram()
 
     def operation_completed(self, operation: OperationTrace, result: int, completed_ns: int) -> None:  # noqa: ARG002
+        """Count how long it took."""
         self.histogram.add(completed_ns - operation.submitted_ns)
 
 
