@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from benchmarks import __main__ as command_line
 from benchmarks import data, participants
@@ -17,6 +18,7 @@ from benchmarks.measure import Run
 from benchmarks.participants import PARTICIPANTS
 from benchmarks.report import figures_table
 from benchmarks.worker import Job, Process
+from benchmarks.workers import ours
 
 
 @pytest.fixture
@@ -191,3 +193,22 @@ def test_goals_name_cases_and_participants_that_exist() -> None:
         assert {goal.case, goal.against_case or goal.case} <= cases
         assert {goal.subject, *goal.against} <= names
     assert participants.SINGLE in names
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("participant", [p for p in PARTICIPANTS if p.group == "ours"], ids=lambda p: p.name)
+def test_the_library_itself_is_never_absent(participant: Any, path: Path) -> None:
+    """With each of its options as they are; absence is for what cannot be installed."""
+    worker = ours.Worker(dict(participant.options))
+
+    async def read() -> bytes:
+        await worker.open(CASES[0])
+        try:
+            assert worker.driver == participant.driver
+            return await worker.io.read(worker.descriptor, 4, 4)
+        finally:
+            await worker.close()
+
+    with path.open("rb") as file:
+        worker.descriptor = file.fileno()
+        assert anyio.run(read, backend="trio" if participant.loop == "trio" else "asyncio") == b"\0\0\0\1"
