@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_uring import AsyncIoManager, BatchError, LatencyQuantiles, open_uring
+from anyio_uring import AsyncIoManager, BatchError, LatencyQuantiles, RwFlags, open_uring
 from anyio_uring._latency import Histogram
 from anyio_uring._requests import Opcode, Request
 
@@ -26,6 +26,19 @@ from .helpers import in_flight, scripted, until
 def _moved(io: AsyncIoManager) -> tuple[int, int, int, int]:
     statistics = io.statistics()
     return statistics.bytes_read, statistics.bytes_written, statistics.short_reads, statistics.short_writes
+
+
+@pytest.mark.anyio
+async def test_bytes_of_reads_that_must_not_wait(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    """RWF_NOWAIT does not go to the driver, and counts all the same."""
+    os.write(pipe[1], b"12345")
+    before = io.statistics()
+    assert await io.read(pipe[0], 10, -1, flags=RwFlags.NOWAIT) == b"12345"
+    with pytest.raises(BlockingIOError):
+        await io.read(pipe[0], 10, -1, flags=RwFlags.NOWAIT)
+    after = io.statistics()
+    assert after.bytes_read - before.bytes_read == 5
+    assert after.short_reads - before.short_reads == 1
 
 
 @pytest.mark.anyio

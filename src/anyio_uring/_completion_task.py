@@ -117,17 +117,17 @@ class CompletionTask:
         "_slots",
         "_staged",
         "_submissions",
-        "_transfers",
         "depth",
         "is_usable",
         "thread",
+        "transfers",
     )
 
     def __init__(self, driver: Driver, loop: Loop) -> None:
         self._driver = driver
         self._submissions = self._completions = self._resubmissions = 0
         self._cancellations = self._cancellations_effective = 0
-        self._transfers = Transfers()
+        self.transfers: Transfers = Transfers()
         self._loop = loop
         loop.protect(CompletionTask.perform, CompletionTask.aclose, CompletionTask.run)  # type: ignore[arg-type]
         self._doorbell = loop.doorbell()
@@ -201,7 +201,7 @@ class CompletionTask:
                 self._abort(operation)  # the coroutine was closed
             raise
         if cancellation is None and operation.error is None and min(operation.results) >= 0:
-            self._transfers.count(requests, operation.results)
+            self.transfers.count(requests, operation.results)
             return operation.results  # type: ignore[no-any-return]
         results = self._decide(operation, cancellation)
         if cancellation is None:
@@ -213,7 +213,7 @@ class CompletionTask:
         enters = self._driver.enters
         # In this order, for in another thread the owner goes on meanwhile: in flight is never negative.
         completions, submissions = self._completions, self._submissions
-        transfers = self._transfers
+        transfers = self.transfers
         return IoStatistics(
             driver=self._driver.name,
             submissions=submissions,
@@ -598,7 +598,7 @@ class CompletionTask:
                 cancellation.keep()
             raise operation.error
         results: list[int] = operation.results
-        self._transfers.count(operation.requests, results)
+        self.transfers.count(operation.requests, results)
         if cancellation is not None:
             if CANCELED in results or any(map(is_transient, operation.requests, results)):
                 cancellation.deliver()

@@ -912,6 +912,7 @@ class AsyncIoManager:
                 await self._checkpoint()  # C1
                 self._task.check()
                 results.append(transfer_now(request))
+                self._task.transfers.count((request,), results[-1:])
         return results
 
     async def _transfer_parts(self, request: Request, done: int = 0) -> int:
