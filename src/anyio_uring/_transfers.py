@@ -20,7 +20,10 @@ class Transfers:
     __slots__ = ("bytes_read", "bytes_written", "short_reads", "short_writes")
 
     def __init__(self) -> None:
-        self.bytes_read = self.bytes_written = self.short_reads = self.short_writes = 0
+        self.bytes_read: int = 0
+        self.bytes_written: int = 0
+        self.short_reads: int = 0
+        self.short_writes: int = 0
 
     def count(self, requests: Requests, results: list[int]) -> None:
         """Count an operation's results; errors moved nothing."""
