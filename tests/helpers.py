@@ -61,6 +61,7 @@ class ScriptedDriver:
 
     def __init__(self, depth: int = 8) -> None:
         self.fixed_memory: dict[int, Any] = {}
+        self.fixed_files: dict[int, Any] = {}
         self.features = UringFeatures(
             kernel="scripted", depth=depth, sq_entries=depth, cq_entries=2 * depth, setup_flags=(), opcodes=frozenset()
         )
@@ -100,6 +101,12 @@ class ScriptedDriver:
         raise NotImplementedError
 
     def unregister_memory(self, entry: int) -> None:
+        raise NotImplementedError
+
+    def make_file_table(self, slots: int) -> bool:
+        return slots < 0
+
+    def update_file(self, slot: int, fd: int) -> bool:
         raise NotImplementedError
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[Any, object, None]:

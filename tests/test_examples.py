@@ -122,7 +122,7 @@ def test_the_examples_of_direct_io_and_flags(
     assert _run(code, tmp_path).splitlines() == expected
 
 
-@pytest.mark.parametrize("code", _blocks("docs/registered.md", "python"), ids=["buffers"])
+@pytest.mark.parametrize("code", _blocks("docs/registered.md", "python"), ids=["buffers", "files"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_examples_of_what_is_registered(
     code: str, driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,5 +130,6 @@ def test_the_examples_of_what_is_registered(
     monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
     expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
     if driver == "threads":
-        expected = [line.replace("registered", "plain memory: threads have no ring") for line in expected]
+        plain = "plain descriptors" if "register_files" in code else "plain memory"
+        expected = [line.replace("registered", f"{plain}: threads have no ring") for line in expected]
     assert _run(code, tmp_path, backend).splitlines() == expected != []

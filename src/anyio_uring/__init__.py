@@ -7,6 +7,7 @@ from ._core import AsyncIoManager, current, open_uring
 from ._direct import DirectAlignment, aligned_buffer
 from ._errors import BatchError, ChainError, MisalignedError, UnsupportedFlagError, UringUnavailableError
 from ._fixed_buffers import BufferPool, FixedBuffer
+from ._fixed_files import RegisteredFile
 from ._flags import RwFlags
 from ._instruments import Instrument, ManagerView, OperationTrace
 from ._options import UringOptions
@@ -29,6 +30,7 @@ __all__ = (
     "ManagerView",
     "MisalignedError",
     "OperationTrace",
+    "RegisteredFile",
     "RwFlags",
     "SupportsBuffer",
     "UnsupportedFlagError",

@@ -14,6 +14,7 @@ from typing import Any, Final, Union
 from . import _buffers, _flags
 from ._buffers import SupportsBuffer
 from ._errors import BatchError
+from ._fixed_files import RegisteredFile
 from ._requests import FSYNC_DATASYNC, HasFileno, Opcode, Request
 
 FileDescriptor = Union[int, HasFileno]
@@ -32,6 +33,9 @@ def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
     """
     if isinstance(fd, int):
         number, file = fd, None
+    elif type(fd) is RegisteredFile:
+        target = fd.current()
+        return target.number, target
     else:
         try:
             fileno = fd.fileno

@@ -69,8 +69,9 @@ from ._driver import (
     Rows,
     member_of,
 )
+from ._fixed_files import hold, let_go
 from ._operations import CANCELED, Operation, is_transient, repeat
-from ._requests import Requests
+from ._requests import Batch, Requests
 from ._stats import IoStatistics
 from ._transfers import Transfers
 from ._waiters import Cancellation, Loop
@@ -191,22 +192,35 @@ class CompletionTask:
         if not requests:
             await self._loop.checkpoint()  # C1
             return []
-        if len(requests) > MEMBERS_MAX:
-            raise ValueError(f"a batch takes at most {MEMBERS_MAX} requests, not {len(requests)}: split it")
-        operation = self._admit(requests, together=len(requests) if is_chain else 1, has_passed=has_passed)
+        targets = None
+        if type(requests) is not Batch:
+            for request in requests:  # 0.05 us for one
+                if request.file is not None:
+                    targets = hold(requests)
+                    break
         try:
-            cancellation = await self._loop.sleep(operation, self._abort)
-        except BaseException:
-            if not operation.is_dropped:
-                self._abort(operation)  # the coroutine was closed
-            raise
-        if cancellation is None and operation.error is None and min(operation.results) >= 0:
-            self.transfers.count(requests, operation.results)
-            return operation.results  # type: ignore[no-any-return]
-        results = self._decide(operation, cancellation)
-        if cancellation is None:
-            await self._ask_again(requests, results, is_chain=is_chain)
-        return results
+            operation = self._admit(requests, together=len(requests) if is_chain else 1, has_passed=has_passed)
+            try:
+                cancellation = await self._loop.sleep(operation, self._abort)
+            except BaseException:
+                if self._is_abandoned(operation):
+                    targets = None  # held for ever (C2)
+                raise
+            if cancellation is None and operation.error is None and min(operation.results) >= 0:
+                self.transfers.count(requests, operation.results)
+                return operation.results  # type: ignore[no-any-return]
+            results = self._decide(operation, cancellation)
+            if cancellation is None:
+                await self._ask_again(requests, results, is_chain=is_chain)
+            return results
+        finally:
+            if targets is not None:
+                let_go(targets)
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether operations may be in flight whose completions nobody will see (C11)."""
+        return self._crash is not None
 
     def statistics(self) -> IoStatistics:
         """Return a snapshot of the counters; for other threads, too: it changes nothing and waits for nobody."""
@@ -436,6 +450,8 @@ class CompletionTask:
         """Take a slot, pin the memory and stage, as far as there is room; the rest waits for it."""
         assert together <= self.depth, "C3: a chain longer than depth would wait for ever"
         count = len(requests)
+        if count > MEMBERS_MAX:
+            raise ValueError(f"a batch takes at most {MEMBERS_MAX} requests, not {count}: split it")
         operation = Operation(requests, [NO_RESULT] * count, count, together)
         if self._room >= together and not self._queue:
             self._prepare(operation)
@@ -521,6 +537,10 @@ class CompletionTask:
             return True
         self._cancel(operation)
         return False
+
+    def _is_abandoned(self, operation: Operation) -> bool:
+        """Cancel an operation whose coroutine was closed; tell whether it goes on, with nobody who waits for it."""
+        return not operation.is_dropped and not self._abort(operation)
 
     def _drop(self, operation: Operation) -> None:
         """Forget an operation of which the driver has seen nothing (C4)."""

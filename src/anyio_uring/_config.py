@@ -97,12 +97,11 @@ def parse_size(value: int | str) -> int:
     return int(number) * _UNITS[unit]
 
 
-def read_toml(cls: type, path: str | os.PathLike[str], table: str, later: Mapping[str, str]) -> dict[str, Any]:
+def read_toml(cls: type, path: str | os.PathLike[str], table: str) -> dict[str, Any]:
     """
     Return the options that a table of a TOML file gives.
 
     :param table: its name, with dots for a table within a table
-    :param later: ``{key: the option that it would set}`` of keys whose option is yet to come
     :raises ValueError: naming the file, the key and what is allowed
     """
     place = f"{os.fspath(path)}: [{table}]"
@@ -117,8 +116,6 @@ def read_toml(cls: type, path: str | os.PathLike[str], table: str, later: Mappin
     first: dict[str, str] = {}  # {option: the key that gave it}
     for key, value in _load(path, table).items():
         name = f"{place} {key}"
-        if key in later:
-            raise ValueError(f"{name}: this version has no option {later[key]} yet; {_allowed(known)}")
         if key not in known:
             raise ValueError(f"{name}: there is no such option; {_allowed(known)}")
         field, how = known[key]

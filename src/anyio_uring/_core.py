@@ -30,6 +30,7 @@ from ._driver import Driver
 from ._errors import MisalignedError, UringUnavailableError
 from ._fallback import ThreadDriver, transfer_now
 from ._fixed_buffers import BufferPool, FixedBuffer
+from ._fixed_files import FileTable, RegisteredFile, Registration
 from ._flags import NOWAIT
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._instruments import Instrument, Instruments
@@ -89,6 +90,7 @@ def open_uring(
     restrict: bool = False,
     fixed_buffers: int = 0,
     fixed_buffer_size: int | str = 65536,
+    fixed_files: int = 0,
     latency: bool = False,
     instruments: Iterable[Instrument] = (),
 ) -> AbstractAsyncContextManager[AsyncIoManager, None]: ...
@@ -133,6 +135,8 @@ def open_uring(
     :param fixed_buffers: how many buffers :attr:`AsyncIoManager.buffers` has, a pool for the manager's life
         that is registered with the kernel; 0: there is none
     :param fixed_buffer_size: bytes in each, or a text such as ``"64KiB"``
+    :param fixed_files: how many files can be registered at once (:meth:`AsyncIoManager.register_files`), up to
+        1048576 and ``RLIMIT_NOFILE``; 0: 1024, the table being made when it is first needed
     :param latency: measure how long operations take, for :attr:`IoStatistics.latency`; it costs each of them 5 us
     :param options: all of these as one object, instead of keywords and never beside them: which would win
         is a question nobody has to ask.  ``attrs.evolve(options, depth=64)`` makes other ones of it.
@@ -274,6 +278,7 @@ class AsyncIoManager:
         "_direct_fds",
         "_driver",
         "_fallback_reason",
+        "_files",
         "_inline",
         "_is_forked",
         "_is_polled",
@@ -313,6 +318,13 @@ class AsyncIoManager:
         # Descriptors whose reads have been refused for the sake of their memory: the next ones get aligned memory.
         self._direct_fds: set[int] = set()
         self._buffers: BufferPool | None = None
+        self._files = FileTable(
+            driver,
+            loop,
+            options.fixed_files,
+            resolve=_arguments.descriptor,
+            has_crashed=lambda: task.has_crashed,
+        )
 
     def _open_resources(self, options: UringOptions) -> list[str]:
         """Open what lives as long as the manager; return what to warn of."""
@@ -320,6 +332,8 @@ class AsyncIoManager:
         if options.fixed_buffers:
             self._buffers = self.buffer_pool(options.fixed_buffers, options.fixed_buffer_size)
             problems.append(self._buffers._open())
+        if options.fixed_files:
+            problems.append(self._files.open())
         return [problem for problem in problems if problem is not None]
 
     def __repr__(self) -> str:
@@ -384,7 +398,7 @@ class AsyncIoManager:
         More than 0x7ffff000 bytes (2 GiB - 4 KiB, ``read(2)``) take several operations; a
         cancellation between them is raised.
         """
-        file = None
+        file, given = None, fd
         # What _arguments.read() would find, 0.6 us sooner.
         if (
             flags
@@ -408,6 +422,8 @@ class AsyncIoManager:
             # The page cache may have it.  Flat, for every call would be a tenth of the whole.
             if self._budget is None or self._must_yield():
                 await self._checkpoint()  # C1
+                # A registered file may have been updated or closed meanwhile.
+                fd, file = (fd, None) if file is None else _arguments.descriptor(given)
             task = self._task
             if not task.is_usable or task.thread != get_ident() or self._is_forked():
                 task.check()
@@ -453,6 +469,8 @@ class AsyncIoManager:
                 if self._budget is None or self._must_yield():
                     await self._checkpoint()  # C1
                     task.check()
+                    if request.file is not None:  # a registered file may have been updated or closed meanwhile
+                        request.fd, request.file = _arguments.descriptor(fd)
                 count = self._read_now(request.fd, self._driver.expose(request.memory), length, request.offset)
                 if count >= 0:
                     inline.note_hit(request.fd, count)
@@ -482,12 +500,15 @@ class AsyncIoManager:
         """
         if self._direct_fds and not self._is_aligned(fd, length, offset):
             return await self._read_widened(fd, length, offset, flags)
+        _, before = _arguments.descriptor(fd)
         try:
             first = await self.read(fd, length, offset, flags=flags)
             done = len(first)
             if done == length:
                 return first
             number, file, length, offset = _arguments.read(fd, length, offset)
+            if file is not before:
+                raise anyio.ClosedResourceError("this registered file was updated while a part of it had been read")
             memory = bytearray(length)
             memory[:done] = first
             request = Request(Opcode.READ, number, memory, offset, _flags.check(flags), file)
@@ -782,6 +803,26 @@ class AsyncIoManager:
         """
         self._loop.protect(BufferPool.acquire, FixedBuffer.release)  # type: ignore[arg-type]
         return BufferPool(self._driver, self._task.check, count, size)
+
+    def register_files(self, fds: Iterable[FileDescriptor]) -> AbstractAsyncContextManager[list[RegisteredFile], None]:
+        """
+        Register files with the kernel for the life of an ``async with`` block.
+
+        Each :class:`RegisteredFile` goes wherever a descriptor goes; the ring then need not look its file
+        up each time (``IOSQE_FIXED_FILE``).  It has a duplicate of its descriptor, so the one given here can
+        be closed at once.  The end of the block waits for their operations and closes them, also when
+        cancelled.
+
+        :return: an async context manager, whose target is a list of them, in the same order
+        :raises OSError: on entering, if one is not open or no descriptor is free; none is registered then
+        :raises ValueError: on entering, if ``fixed_files`` slots are not enough
+
+        Where the kernel has no such table (before Linux 5.19), they are plain descriptors: entering the
+        block warns of it, and ``features.fixed_files`` has the reason.
+        """
+        self._loop.protect(RegisteredFile.update, RegisteredFile.aclose)  # type: ignore[arg-type]
+        self._loop.protect(Registration.__aenter__, Registration.__aexit__)  # type: ignore[arg-type]
+        return Registration(self._files, self._task.check, fds)
 
     # --- from requests to results ---------------------------------------------------------------
 

@@ -55,6 +55,9 @@ class Driver(Protocol):
     fixed_memory: dict[int, tuple[int, memoryview]]
     """Registered memory in use: ``{id() of the object that a view is of: (its entry, that object)}``."""
 
+    fixed_files: dict[int, tuple[int, object]]
+    """Registered files: ``{id() of a request's file: (its slot, that object)}``."""
+
     @property
     def features(self) -> UringFeatures:
         """What the kernel gives."""
@@ -117,6 +120,24 @@ class Driver(Protocol):
 
     def unregister_memory(self, entry: int) -> None:
         """Undo that; only when no operation with this memory is staged or in flight. After :meth:`close` it is nothing."""
+        ...
+
+    def make_file_table(self, slots: int) -> bool:
+        """
+        Make the table of registered files (Linux 5.19), unless there is one.
+
+        :return: whether there is one; if not, ``features.fixed_files`` says why
+        """
+        ...
+
+    def update_file(self, slot: int, fd: int) -> bool:
+        """
+        Have a slot refer to a descriptor's file, or to none (-1).
+
+        Only when no operation with this slot is staged or in flight.  After :meth:`close` it is nothing.
+
+        :return: whether it does; if not, ``features.fixed_files`` says why
+        """
         ...
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[Rows, object, Results | None]:

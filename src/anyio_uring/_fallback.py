@@ -88,6 +88,7 @@ class ThreadDriver:
         "_workers",
         "completions_max",
         "enters",
+        "fixed_files",
         "fixed_memory",
         "overflows",
     )
@@ -106,6 +107,7 @@ class ThreadDriver:
                 f"anyio_uring needs os.preadv(), which {platform.system()} lacks: use Linux, macOS or a BSD"
             )
         self.fixed_memory: dict[int, tuple[int, memoryview]] = {}
+        self.fixed_files: dict[int, tuple[int, object]] = {}
         self._features = UringFeatures(
             kernel=platform.release(), depth=depth, sq_entries=0, cq_entries=0, setup_flags=(), opcodes=frozenset()
         )
@@ -166,6 +168,13 @@ class ThreadDriver:
 
     def unregister_memory(self, entry: int) -> None:
         """Do nothing."""
+
+    def make_file_table(self, slots: int) -> bool:  # noqa: ARG002
+        self._features = attrs.evolve(self._features, fixed_files="plain descriptors: threads have no ring")
+        return False
+
+    def update_file(self, slot: int, fd: int) -> bool:  # noqa: ARG002
+        return False
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[list[_Row], object, list[int] | None]:
         if self._iopoll:

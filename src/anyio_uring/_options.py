@@ -38,10 +38,9 @@ SQPOLL_IDLE_MS_MAX: Final = 2**31 - 1
 CPU_MAX: Final = 2**31 - 1
 # What Ferrite's configuration has in its example, and the default of buffer_pool().
 FIXED_BUFFERS_ON: Final = 64
-# Ferrite's keys for what is not built here yet: {key: the option that will have it}.
-_LATER: Final = {
-    "uring_fixed_files": "fixed_files",  # Switch(off=0, on=...)
-}
+# Ferrite's configuration says yes or no; and the kernel's IORING_MAX_FIXED_FILES.
+FIXED_FILES_ON: Final = 1024
+FIXED_FILES_MAX: Final = 1 << 20
 
 
 def _check_depth(_options: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -154,6 +153,16 @@ class UringOptions:
     )
     """Bytes in each, or a text with a unit.  In TOML also ``uring_fixed_buffer_size``."""
 
+    fixed_files: int = attrs.field(
+        default=0,
+        validator=[_check_count, attrs.validators.le(FIXED_FILES_MAX)],
+        metadata=written(as_int, {"uring_fixed_files": Switch(off=0, on=FIXED_FILES_ON)}),
+    )
+    """
+    How many files can be registered at once, up to 1048576; 0: 1024, if any are.  In TOML also
+    ``uring_fixed_files``: ``true`` means 1024, from the beginning.
+    """
+
     def __attrs_post_init__(self) -> None:
         check_pool(self.fixed_buffers, self.fixed_buffer_size)
 
@@ -181,7 +190,7 @@ class UringOptions:
         :raises ValueError: if it is no TOML, has no such table, or has an unknown key or a bad value;
             the message names the file, the key and what is allowed
         """
-        return cls(**read_toml(cls, path, table, _LATER))
+        return cls(**read_toml(cls, path, table))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, *, defaults: UringOptions | None = None) -> UringOptions:

@@ -42,11 +42,12 @@ class Opcode(enum.IntEnum):
     WRITE = 23
 
 
-# IOSQE_IO_LINK, IOSQE_ASYNC; and every flag of a submission queue entry that is in use: a ring opened
+# IOSQE_FIXED_FILE, IOSQE_IO_LINK, IOSQE_ASYNC; and every flag of a submission queue entry that is in use: a ring opened
 # with restrict=True refuses the others.
+SQE_FIXED_FILE: Final = 1 << 0
 SQE_LINK: Final = 1 << 2
 SQE_ASYNC: Final = 1 << 4
-SQE_FLAGS: Final = SQE_LINK | SQE_ASYNC
+SQE_FLAGS: Final = SQE_FIXED_FILE | SQE_LINK | SQE_ASYNC
 WRITES: Final = frozenset({Opcode.WRITE, Opcode.WRITEV})
 
 # linux/fs.h, MAX_RW_COUNT: the most that one read or write moves; a multiple of the page size.

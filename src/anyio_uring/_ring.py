@@ -25,11 +25,13 @@ import attrs
 
 from ._driver import CANCEL, MEMBER
 from ._errors import UringUnavailableError
+from ._fixed_files import slots_default
 from ._flags import NOWAIT
 from ._options import DriverName, UringOptions
 from ._requests import (
     DISKS,
     SQE_ASYNC,
+    SQE_FIXED_FILE,
     SQE_FLAGS,
     SQE_LINK,
     WRITES,
@@ -75,10 +77,12 @@ _FEATURES_NEEDED_SQPOLL: Final = 1 << 7
 _ENTRIES_MIN: Final = 8
 _READ: Final = int(Opcode.READ)
 _ASYNC_CANCEL: Final = int(Opcode.ASYNC_CANCEL)
-# {opcode: the one for registered memory}; vectors have none before Linux 6.15.
-_FIXED: Final = {Opcode.READ: Opcode.READ_FIXED, Opcode.WRITE: Opcode.WRITE_FIXED}
+# {opcode: the one for registered memory}; vectors have none before Linux 6.15.  Bare ints, for an enum's hash
+# takes 0.3 us.
+_FIXED: Final = {int(Opcode.READ): int(Opcode.READ_FIXED), int(Opcode.WRITE): int(Opcode.WRITE_FIXED)}
 # Entries of a ring's table of registered buffers: each is a pool.
 POOLS_MAX: Final = 256
+_REGISTERED: Final = "registered"
 # io-wq's limit for files that may block for ever is RLIMIT_NPROC if nobody sets one; regular
 # files keep the kernel's own limit (min of SQ entries and 4 per CPU), which 0 leaves alone.
 _UNBOUNDED_WORKERS_MAX: Final = 64
@@ -135,7 +139,7 @@ def open_ring(depth: int, options: UringOptions = _PLAIN) -> UringDriver:
         raise _mode_refused(errno.EOPNOTSUPP, options)
     if options.restrict:
         try:
-            driver.restrict()
+            driver.restrict(options.fixed_files or slots_default())
         except OSError as exc:
             driver.close()
             raise _mode_refused(exc.errno or errno.EIO, options) from exc
@@ -308,16 +312,24 @@ def _unavailable(code: int, what: str) -> UringUnavailableError:
 
 def _memory_refused(code: int, size: int) -> str:
     """Say in one sentence why memory stays unregistered, and what to do about it."""
-    name = errno.errorcode.get(code, str(code))
-    if code == errno.ENOMEM:
-        remedy = "raise RLIMIT_MEMLOCK (ulimit -l), or make the pool smaller"
-    elif code == errno.ENOSPC:
-        remedy = f"{POOLS_MAX} pools are open, so close one"
-    elif code in {errno.EPERM, errno.EACCES}:
-        remedy = "allow io_uring_register where a seccomp filter or a security module forbids it"
-    else:
-        remedy = f"use Linux 5.19 or newer (this is {platform.release()})"
-    return f"plain memory: registering {size >> 10} KiB was refused with {name}: {remedy}"
+    remedies = {
+        errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l), or make the pool smaller",
+        errno.ENOSPC: f"{POOLS_MAX} pools are open, so close one",
+    }
+    return f"plain memory: registering {size >> 10} KiB was {_registration_refused(code, remedies)}"
+
+
+def _files_refused(code: int, count: int) -> str:
+    """Say in one sentence why files stay plain descriptors, and what to do about it."""
+    remedies = {errno.EMFILE: "raise RLIMIT_NOFILE (ulimit -n), or open with fewer fixed_files"}
+    return f"plain descriptors: registering {count} was {_registration_refused(code, remedies)}"
+
+
+def _registration_refused(code: int, remedies: dict[int, str]) -> str:
+    forbidden = "allow io_uring_register where a seccomp filter or a security module forbids it"
+    known = {errno.EPERM: forbidden, errno.EACCES: forbidden, **remedies}
+    remedy = known.get(code, f"use Linux 5.19 or newer (this is {platform.release()})")
+    return f"refused with {errno.errorcode.get(code, code)}: {remedy}"
 
 
 def _would_hold_the_loop(fd: int, size: int, *, is_write: bool) -> bool:
@@ -352,6 +364,7 @@ class UringDriver:
         "_entries_lack",
         "_features",
         "_ffi",
+        "_file_table",
         "_iopoll",
         "_last_counts",
         "_lib",
@@ -362,6 +375,7 @@ class UringDriver:
         "_ring",
         "_state",
         "completions_max",
+        "fixed_files",
         "fixed_memory",
     )
 
@@ -385,6 +399,8 @@ class UringDriver:
         self._owned = memoryview(ffi.buffer(self._state, 4))
         self._bytes_data = _find_bytes_data(ffi)
         self.fixed_memory: dict[int, tuple[int, memoryview]] = {}
+        self.fixed_files: dict[int, tuple[int, object]] = {}
+        self._file_table: str | None = None  # "registered", or why there is none; None: not asked yet
         # Entries of the table of registered buffers that are free, and why there are none; None: not asked yet.
         self._entries: list[int] = []
         self._entries_lack: int | None = None
@@ -445,14 +461,17 @@ class UringDriver:
         """Whether the thread of SQPOLL sleeps, so that the next submission has to wake it."""
         return bool(self._lib.au_poller_sleeps(self._ring))
 
-    def restrict(self) -> None:
+    def restrict(self, file_slots: int) -> None:
         """
         Allow the opcodes and flags that this library uses, and no more; then enable the ring.
 
         Of a ring opened with ``R_DISABLED``.  What has to be registered or probed is, before this; of
         registrations only changes to the tables remain.
+
+        :param file_slots: of the table of registered files
         """
         self._make_buffer_table()
+        self._make_file_table(file_slots)
         opcodes = bytes(Opcode)
         ret = self._lib.au_restrict(self._ring, opcodes, len(opcodes), SQE_FLAGS)
         if ret < 0:
@@ -475,7 +494,7 @@ class UringDriver:
             reason = _memory_refused(exc.errno or errno.EIO, len(memory))
             self._features = attrs.evolve(self._features, fixed_buffers=reason)
             return -1
-        self._features = attrs.evolve(self._features, fixed_buffers="registered")
+        self._features = attrs.evolve(self._features, fixed_buffers=_REGISTERED)
         return entry
 
     def _register_memory(self, memory: mmap.mmap) -> int:
@@ -501,6 +520,32 @@ class UringDriver:
         # If the kernel has not even the memory to empty it, the entry is not used again.
         if self._lib.au_set_buffer(self._ring, entry, 0, 0) >= 0:
             self._entries.append(entry)
+
+    def make_file_table(self, slots: int) -> bool:
+        outcome = self._file_table or self._make_file_table(slots)
+        self._note_files(outcome)
+        return outcome == _REGISTERED
+
+    def _make_file_table(self, slots: int) -> str:
+        ret: int = self._lib.au_make_file_table(self._ring, slots)
+        self._file_table = _REGISTERED if ret >= 0 else _files_refused(-ret, slots)
+        return self._file_table
+
+    def update_file(self, slot: int, fd: int) -> bool:
+        if self._file_table != _REGISTERED or self._ring is None or self.is_forked():
+            return False
+        ret: int = self._lib.au_set_file(self._ring, slot, fd)
+        self._note_files(_REGISTERED if ret >= 0 else _files_refused(-ret, 1))
+        return ret >= 0
+
+    def _note_files(self, outcome: str) -> None:
+        if self._features.fixed_files != outcome:
+            self._features = attrs.evolve(self._features, fixed_files=outcome)
+
+    def _place(self, request: Request, head: int) -> tuple[int, int]:
+        """Return where a request goes: its slot, and that it is one; or its descriptor."""
+        found = self.fixed_files.get(id(request.file))
+        return (request.fd, head) if found is None else (found[0], head | SQE_FIXED_FILE << 8)
 
     def allocate_batch(self, lengths: Sequence[int]) -> Memories:
         count = len(lengths)
@@ -529,15 +574,9 @@ class UringDriver:
             is_plain = request.opcode is Opcode.READ and type(memory) is bytes and not request.force_async
             if is_plain and len(memory) <= _INLINE_COPY_MAX and self._bytes_data:
                 # Our own, of memory_type: 0.1 us to find its address, where cffi takes 0.65 us.
-                row = (
-                    user_data,
-                    id(memory) + self._bytes_data,
-                    request.offset,
-                    len(memory),
-                    request.fd,
-                    request.op_flags,
-                    _READ,
-                )
+                fd, head = self._place(request, _READ) if self.fixed_files else (request.fd, _READ)
+                address = id(memory) + self._bytes_data
+                row = (user_data, address, request.offset, len(memory), fd, request.op_flags, head)
                 return self._packers[0].pack(*row), memory, None
             one, pin = self._prepare_one(user_data, request)
             return self._packers[0].pack(*one), pin, None
@@ -564,7 +603,7 @@ class UringDriver:
             count,
             user_data,
             MEMBER,
-            batch.opcode if entry is None else _FIXED[batch.opcode],
+            batch.opcode if entry is None else _FIXED[int(batch.opcode)],
             # As for a single one: 256 reads of 64 KiB, cached, would hold the loop for 4 ms.
             SQE_ASYNC
             if sum(lengths) > _INLINE_BATCH_COPY_MAX and DISKS.issuperset(map(file_type, {*batch.fds}))
@@ -595,12 +634,15 @@ class UringDriver:
     def _prepare_one(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
         memory = request.memory
         head = int(request.opcode)
+        fd = request.fd
+        if self.fixed_files:
+            fd, head = self._place(request, head)
         if request.is_linked:
             head |= SQE_LINK << 8
         if memory is None:
             if request.force_async:
                 head |= SQE_ASYNC << 8
-            return (user_data, 0, 0, 0, request.fd, request.op_flags, head), request
+            return (user_data, 0, 0, 0, fd, request.op_flags, head), request
         ffi = self._ffi
         if isinstance(memory, list):
             pins = [ffi.from_buffer(view) for view in memory]
@@ -611,14 +653,16 @@ class UringDriver:
             pin = data = ffi.from_buffer(memory)
             address = int(ffi.cast("uintptr_t", data))
             length = size = len(data)
-            if self.fixed_memory and (entry := self._common_entry([memory])) is not None:
-                head = head & ~_OPCODE_MASK | _FIXED[request.opcode] | entry << 16
+            if self.fixed_memory and type(memory) is memoryview:
+                found = self.fixed_memory.get(id(memory.obj))
+                if found is not None:
+                    head = head & ~_OPCODE_MASK | _FIXED[head & _OPCODE_MASK] | found[0] << 16
         is_write = request.opcode in WRITES
         # A worker of the kernel would wait in spite of RWF_NOWAIT.
         may_hold = (is_write or size > _INLINE_COPY_MAX) and not request.op_flags & NOWAIT
         if request.force_async or (may_hold and _would_hold_the_loop(request.fd, size, is_write=is_write)):
             head |= SQE_ASYNC << 8
-        return (user_data, address, request.offset, length, request.fd, request.op_flags, head), pin
+        return (user_data, address, request.offset, length, fd, request.op_flags, head), pin
 
     def _pack(self, rows: Sequence[tuple[int, ...]]) -> bytes:
         packed = []
@@ -656,3 +700,4 @@ class UringDriver:
             self._ring = None
             self._owned = memoryview(b"\1")
             self.fixed_memory.clear()
+            self.fixed_files.clear()

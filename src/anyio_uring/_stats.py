@@ -97,3 +97,5 @@ class UringFeatures:
     """Numbers of the ``IORING_OP_*`` opcodes that the kernel supports; empty on threads."""
     fixed_buffers: str | None = None
     """``"registered"``, or why the buffers of the pool opened last are plain memory; ``None`` before there is a pool."""
+    fixed_files: str | None = None
+    """``"registered"``, or why registered files are plain descriptors; ``None`` before there is one."""

@@ -42,6 +42,7 @@ class TracedDriver:
         "_read",
         "_traces",
         "completions_max",
+        "fixed_files",
         "fixed_memory",
         "memory_type",
         "name",
@@ -55,6 +56,7 @@ class TracedDriver:
         self.memory_type: type[bytes | bytearray] = driver.memory_type
         self.completions_max: int = driver.completions_max
         self.fixed_memory: dict[int, tuple[int, memoryview]] = driver.fixed_memory
+        self.fixed_files: dict[int, tuple[int, object]] = driver.fixed_files
         # {user data: what is in flight}
         self._traces: dict[int, OperationTrace] = {}
         # {user data of member 0: its operation}
@@ -101,6 +103,12 @@ class TracedDriver:
 
     def unregister_memory(self, entry: int) -> None:
         self._driver.unregister_memory(entry)
+
+    def make_file_table(self, slots: int) -> bool:
+        return self._driver.make_file_table(slots)
+
+    def update_file(self, slot: int, fd: int) -> bool:
+        return self._driver.update_file(slot, fd)
 
     def prepare(self, user_data: int, requests: Requests) -> tuple[_TracedRows, object, Results | None]:
         rows, pins, results = self._driver.prepare(user_data, requests)

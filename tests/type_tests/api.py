@@ -20,6 +20,7 @@ from anyio_uring import (
     LatencyQuantiles,
     ManagerView,
     OperationTrace,
+    RegisteredFile,
     RwFlags,
     UringFeatures,
     UringOptions,
@@ -62,15 +63,6 @@ async def main() -> None:
             assert_type(io.direct_alignment(file), DirectAlignment)
             assert_type(await io.readinto(3, aligned_buffer(1), 0, flags=RwFlags.NOWAIT | RwFlags.HIPRI), int)
             assert_type(await io.read_batch([(3, 1, 0)], flags=os.RWF_HIPRI), list[bytes])
-        assert_type(io.buffers, BufferPool | None)
-        async with io.buffer_pool(count=2, size="4KiB") as pool:
-            assert_type(pool, BufferPool)
-            with await pool.acquire() as buffer:
-                assert_type(buffer, FixedBuffer)
-                assert_type(buffer.view, memoryview)
-                assert_type(await io.readinto(3, buffer, 0), int)
-                assert_type(await io.readinto_batch([(3, buffer, 0), (3, buffer.view, 0)]), list[int])
-                assert_type(await io.write(3, buffer.view[:3], 0), int)
         io.read("name", 1, 0)  # type: ignore[arg-type,unused-coroutine]
         await io.write(3, "text", 0)  # type: ignore[arg-type]
     assert_type(current(), AsyncIoManager)
@@ -81,7 +73,27 @@ async def main() -> None:
         view: ManagerView = io
         assert_type(view.statistics().latency, LatencyQuantiles | None)
     open_uring(instruments=[object()])  # type: ignore[list-item]
-    open_uring(fixed_buffers=1, fixed_buffer_size="1MiB")
+    open_uring(fixed_buffers=1, fixed_buffer_size="1MiB", fixed_files=8)
     open_uring(depth=1, options=UringOptions())  # type: ignore[call-overload]
     open_uring(driver="epoll")  # type: ignore[call-overload]
     assert_type(BatchError("read_batch", [OSError()]).errors, dict[int, OSError])
+
+
+async def registered() -> None:
+    async with open_uring() as io:
+        assert_type(io.buffers, BufferPool | None)
+        async with io.buffer_pool(count=2, size="4KiB") as pool:
+            assert_type(pool, BufferPool)
+            with await pool.acquire() as buffer:
+                assert_type(buffer, FixedBuffer)
+                assert_type(buffer.view, memoryview)
+                assert_type(await io.readinto(3, buffer, 0), int)
+                assert_type(await io.readinto_batch([(3, buffer, 0), (3, buffer.view, 0)]), list[int])
+                assert_type(await io.write(3, buffer.view[:3], 0), int)
+        async with io.register_files([3, io.register_files]) as files:  # type: ignore[list-item]
+            pass
+        async with io.register_files([3]) as files:
+            assert_type(files, list[RegisteredFile])
+            assert_type(await io.read(files[0], 1, 0), bytes)
+            assert_type(await io.read_batch([(files[0], 1, 0), (3, 1, 0)]), list[bytes])
+            await files[0].update(files[0])

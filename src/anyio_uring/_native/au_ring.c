@@ -172,6 +172,16 @@ int au_set_buffer(au_ring *ring, uint32_t index, uintptr_t address, uint64_t len
     return io_uring_register_buffers_update_tag(&ring->uring, index, &memory, &tag, 1);
 }
 
+int au_make_file_table(au_ring *ring, uint32_t count)
+{
+    return make_table(ring, IORING_REGISTER_FILES2, count);
+}
+
+int au_set_file(au_ring *ring, uint32_t slot, int fd)
+{
+    return io_uring_register_files_update(&ring->uring, slot, &fd, 1);
+}
+
 int au_enter(au_ring *ring)
 {
     ring->state->enters++;

@@ -60,6 +60,9 @@ int au_restrict(au_ring *ring, const uint8_t *opcodes, uint32_t count, uint8_t s
 /* A table of registered buffers, all empty (Linux 5.19); and what one entry is: no address empties it. */
 int au_make_buffer_table(au_ring *ring, uint32_t count);
 int au_set_buffer(au_ring *ring, uint32_t index, uintptr_t address, uint64_t length);
+/* The same of registered files; -1 empties a slot. */
+int au_make_file_table(au_ring *ring, uint32_t count);
+int au_set_file(au_ring *ring, uint32_t slot, int fd);
 /* Enter the kernel for nothing but to learn whether it may be entered. */
 int au_enter(au_ring *ring);
 /* SQPOLL: whether the kernel's poller sleeps, so that the next submission has to wake it. */
