@@ -15,7 +15,16 @@ from typing import Any
 import anyio
 import pytest
 
-from anyio_uring import AsyncIoManager, BatchError, ChainError, RegisteredFile, _ring, open_uring
+from anyio_uring import (
+    AsyncIoManager,
+    BatchError,
+    ChainError,
+    Instrument,
+    OperationTrace,
+    RegisteredFile,
+    _ring,
+    open_uring,
+)
 from anyio_uring._fixed_files import slots_default
 from anyio_uring._requests import SQE_ASYNC, SQE_FIXED_FILE, SQE_LINK
 from anyio_uring._ring import UringDriver
@@ -58,6 +67,16 @@ def other(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path / "other", os.O_RDWR)
     yield fd
     os.close(fd)
+
+
+class Listener(Instrument):
+    """Has a driver stand between the owner and the ring."""
+
+    heard = 0
+
+    def operation_submitted(self, operation: OperationTrace) -> None:
+        assert operation.opcode in {"read", "write"}
+        self.heard += 1
 
 
 def _open_descriptors() -> int:
@@ -119,7 +138,17 @@ async def test_every_verb(io: AsyncIoManager, driver: str, file: int, rows: list
 
 
 @pytest.mark.ring
-@pytest.mark.parametrize("mode", [{}, {"sqpoll": True}, {"restrict": True}, {"restrict": True, "fixed_files": 2}])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {},
+        {"sqpoll": True},
+        {"restrict": True},
+        {"restrict": True, "fixed_files": 2},
+        {"instruments": [Listener()]},
+    ],
+    ids=["plain", "sqpoll", "restrict", "slots", "traced"],
+)
 async def test_the_kernel_goes_by_the_slot(file: int, other: int, mode: dict[str, Any]) -> None:
     """With another file behind the descriptor's number, the bytes still are those of the one that was registered."""
     async with open_uring(driver="uring", nowait=False, **mode) as io:
@@ -136,6 +165,8 @@ async def test_the_kernel_goes_by_the_slot(file: int, other: int, mode: dict[str
             assert await io.read(f, 5, 0) == b"other"
             await f.update(file)
             assert await io.read(f, 4, 0) == b"slot"
+        for listener in mode.get("instruments", ()):
+            assert listener.heard >= io.statistics().submissions == 5
 
 
 async def test_the_callers_descriptor_can_be_closed(io: AsyncIoManager, path: Path) -> None:
