@@ -207,7 +207,8 @@ async def test_a_batch_beyond_what_user_data_can_number(io: AsyncIoManager, monk
 @pytest.fixture
 def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyio_uring._requests.TRANSFER_MAX", 1000)
-    monkeypatch.setattr("anyio_uring._core.TRANSFER_MAX", 1000)
+    monkeypatch.setattr("anyio_uring._manager.TRANSFER_MAX", 1000)
+    monkeypatch.setattr("anyio_uring._performer.TRANSFER_MAX", 1000)
     monkeypatch.setattr("anyio_uring._requests.VECTOR_MAX", 3)
 
 

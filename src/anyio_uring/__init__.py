@@ -3,13 +3,14 @@
 from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
-from ._core import AsyncIoManager, current, open_uring
+from ._core import current, open_uring
 from ._direct import DirectAlignment, aligned_buffer
 from ._errors import BatchError, ChainError, MisalignedError, UnsupportedFlagError, UringUnavailableError
 from ._fixed_buffers import BufferPool, FixedBuffer
 from ._fixed_files import RegisteredFile
 from ._flags import RwFlags
 from ._instruments import Instrument, ManagerView, OperationTrace
+from ._manager import AsyncIoManager
 from ._options import UringOptions
 from ._requests import HasFileno
 from ._stats import IoStatistics, LatencyQuantiles, UringFeatures

@@ -18,7 +18,8 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from ._core import AsyncIoManager, open_uring
+from ._core import open_uring
+from ._manager import AsyncIoManager
 from ._options import DriverName
 from ._stats import IoStatistics
 
