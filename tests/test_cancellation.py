@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import gc
 import os
@@ -17,8 +18,9 @@ import anyio
 import pytest
 
 from anyio_uring import AsyncIoManager, open_uring
+from anyio_uring._arguments import readinto_request
 from anyio_uring._completion_task import CompletionTask
-from anyio_uring._requests import Opcode, Request
+from anyio_uring._requests import Batch, Memories, Opcode, Request
 from anyio_uring._ring import UringDriver
 from anyio_uring._waiters import current_loop
 
@@ -672,15 +674,76 @@ async def test_a_crash_of_the_owner_reaches_every_waiter() -> None:
         assert results == [driver.crash] * 3
         with pytest.raises(anyio.BrokenResourceError, match="on fire"):
             await task.perform([_request()])
-        driver.crash = None
         references = sys.getrefcount(task)
-    # Its memory stays pinned for ever: one reference is never given back, here it is, for the test.
-    assert references >= 2
-    import ctypes
+    assert references >= 2  # its memory stays pinned for ever: one reference is never given back
+    forgive(task, driver)
 
-    ctypes.pythonapi.Py_DecRef(ctypes.py_object(task))
+
+def forgive(task: CompletionTask, driver: ScriptedDriver) -> None:
+    """Give back the reference that a crash has leaked on purpose, and what it holds."""
+    driver.crash = None
     driver.pending.clear()
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(task))
     task._submissions = task._completions
+
+
+_VERBS: dict[str, Any] = {
+    "readinto": lambda io, fd, buffer: io.readinto(fd, buffer, -1),
+    "readv": lambda io, fd, buffer: io.readv(fd, [buffer], -1),
+    "readinto_batch": lambda io, fd, buffer: io.readinto_batch([(fd, buffer, -1)]),
+    "readinto_batch, in columns": lambda io, fd, buffer: io.readinto_batch([(fd, buffer, 0)]),
+}
+
+
+@asyncio_only
+@pytest.mark.parametrize("verb", _VERBS)
+async def test_memory_stays_pinned_when_the_coroutine_is_closed(
+    io: AsyncIoManager, pipe: tuple[int, int], verb: str
+) -> None:
+    """C2: nobody waits any more, and the kernel may still write to it."""
+    buffer = bytearray(4096)
+    coroutine = _VERBS[verb](io, pipe[0], buffer)
+    coroutine.send(None)
+    await in_flight(io, 1)
+    coroutine.close()
+    del coroutine
+    gc.collect()
+    with pytest.raises(BufferError):
+        buffer.append(1)
+    await in_flight(io, 0)
+    await until(lambda: _can_be_resized(buffer))
+
+
+def _can_be_resized(buffer: bytearray) -> bool:
+    try:
+        buffer.append(1)
+    except BufferError:
+        return False
+    return True
+
+
+async def test_memory_stays_pinned_when_the_owner_crashes() -> None:
+    """C11: callers release what they gave, and that changes nothing."""
+    buffers = [bytearray(1), bytearray(1)]
+    batch = Batch(Opcode.READ, [0], Memories([memoryview(buffers[1])], [1]), [0])
+    requests: list[Any] = [[readinto_request(0, buffers[0], 0)], batch]
+    ended: list[Any] = []
+
+    async def perform(asked: Any) -> None:
+        with pytest.raises(anyio.BrokenResourceError):
+            await task.perform(asked)
+        (asked.memories if asked is batch else asked[0]).release()
+        ended.append(asked)
+
+    async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+        for asked in requests:
+            tasks.start_soon(perform, asked)
+        await until(lambda: len(driver.pending) == 2)
+        driver.crash = RuntimeError("the driver is on fire")
+        driver.complete(1)
+        await until(lambda: len(ended) == 2)
+        assert not any(map(_can_be_resized, buffers))
+    forgive(task, driver)
 
 
 # --- asyncio's own cancellation: C7 ---------------------------------------------------------------------

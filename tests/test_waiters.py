@@ -6,10 +6,9 @@ import asyncio
 from typing import Any
 
 import anyio
-import attrs
 import pytest
 
-from anyio_uring._waiters import _is_native, current_loop
+from anyio_uring._waiters import PlainSleeper, _is_native, current_loop, sleep
 
 from .helpers import asyncio_only, until
 
@@ -26,7 +25,7 @@ async def test_cancellations_of_anyio_are_told_from_asyncios_own() -> None:
     """They differ by their message alone: if anyio changes it, this test says so."""
     seen: list[bool] = []
 
-    async def sleep() -> None:
+    async def sleep_long() -> None:
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError as exc:
@@ -34,31 +33,25 @@ async def test_cancellations_of_anyio_are_told_from_asyncios_own() -> None:
             raise
 
     with anyio.move_on_after(0):
-        await sleep()
+        await sleep_long()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(sleep)
+        tasks.start_soon(sleep_long)
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     for message in ((), ("please",), (None,), (5,)):
-        native = asyncio.ensure_future(sleep())
+        native = asyncio.ensure_future(sleep_long())
         await asyncio.sleep(0)
         native.cancel(*message)
         await asyncio.wait([native])
     assert seen == [False, False, True, True, True, True]
 
 
-@attrs.define(eq=False)
-class _Sleeper:
-    waiter: Any = None
-    is_awake: bool = False
-
-
 async def test_a_wait_ends_when_woken() -> None:
-    loop, sleeper = current_loop(), _Sleeper()
+    loop, sleeper = current_loop(), PlainSleeper()
     woken: list[Any] = []
 
     async def wait() -> None:
-        woken.append(await loop.sleep(sleeper, lambda _: True))
+        woken.append(await sleep(loop, sleeper, lambda _: True))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
@@ -69,32 +62,32 @@ async def test_a_wait_ends_when_woken() -> None:
 
 
 async def test_a_wait_that_can_be_undone_is_cancelled_at_once() -> None:
-    loop, sleeper = current_loop(), _Sleeper()
+    loop, sleeper = current_loop(), PlainSleeper()
     asked: list[Any] = []
 
-    def abort(who: _Sleeper) -> bool:
+    def abort(who: PlainSleeper) -> bool:
         asked.append(who)
         return True
 
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await loop.sleep(sleeper, abort)
+        await sleep(loop, sleeper, abort)
     assert scope.cancelled_caught
     assert asked == [sleeper]
 
 
 async def test_a_wait_that_cannot_be_undone_goes_on_and_holds_the_cancellation() -> None:
-    loop, sleeper = current_loop(), _Sleeper()
+    loop, sleeper = current_loop(), PlainSleeper()
     asked: list[Any] = []
 
-    def abort(who: _Sleeper) -> bool:
+    def abort(who: PlainSleeper) -> bool:
         asked.append(who)
         return False
 
     async def wait() -> None:
         with anyio.CancelScope() as scope:
             scopes.append(scope)
-            cancellation = await loop.sleep(sleeper, abort)
+            cancellation = await sleep(loop, sleeper, abort)
             assert cancellation is not None
             cancellation.deliver()
 
@@ -130,7 +123,7 @@ async def test_who_is_called_behind_cancellations_wakes_others_behind_them() -> 
             doorbell.ring()
             loop.call_behind_cancellations(doorbell.ring)
             try:
-                await loop.sleep(_Sleeper(), lambda _: True)
+                await sleep(loop, PlainSleeper(), lambda _: True)
             finally:
                 log.append("cancelled")
 

@@ -54,7 +54,6 @@ from threading import get_ident
 from typing import Final
 
 import anyio
-import attrs
 
 from ._driver import (
     CANCEL,
@@ -69,23 +68,15 @@ from ._driver import (
     Rows,
     member_of,
 )
-from ._fixed_files import hold, let_go
+from ._fixed_files import Target, hold, let_go
 from ._operations import CANCELED, Operation, is_transient, repeat
-from ._requests import Batch, Requests
+from ._requests import Batch, Requests, keep
 from ._stats import IoStatistics
 from ._transfers import Transfers
-from ._waiters import Cancellation, Loop
+from ._waiters import Loop, PlainSleeper, sleep
 
 # Seconds between two cancel requests for one member.
 _CANCEL_AGAIN_AFTER: Final = 0.02
-
-
-@attrs.define(eq=False)
-class _Drained:
-    """What the end of the block waits for."""
-
-    waiter: object = None
-    is_awake: bool = False
 
 
 class CompletionTask:
@@ -141,7 +132,7 @@ class CompletionTask:
         self.is_usable: bool = True  # neither closing nor crashed
         self._is_running = False
         self._crash: BaseException | None = None
-        self._drained: _Drained | None = None
+        self._drained: PlainSleeper | None = None  # who waits at the end of the block
         # [slot: its operation]
         self._slots: list[Operation | None] = []
         self._free_slots: list[int] = []
@@ -192,28 +183,25 @@ class CompletionTask:
         if not requests:
             await self._loop.checkpoint()  # C1
             return []
-        targets = None
-        if type(requests) is not Batch:
-            for request in requests:  # 0.05 us for one
-                if request.file is not None:
-                    targets = hold(requests)
-                    break
+        targets = None if type(requests) is Batch else hold(requests)
+        operation: Operation | None = None
         try:
             operation = self._admit(requests, together=len(requests) if is_chain else 1, has_passed=has_passed)
+            # sleep(), without its coroutine.
             try:
-                cancellation = await self._loop.sleep(operation, self._abort)
-            except BaseException:
-                if self._is_abandoned(operation):
-                    targets = None  # held for ever (C2)
-                raise
-            if cancellation is None and operation.error is None and min(operation.results) >= 0:
+                await self._loop.nap(operation, self._abort)
+            except self._loop.cancelled as exc:
+                operation.cancellation = await self._loop.outlast(operation, self._abort, exc)
+            if operation.cancellation is None and operation.error is None and min(operation.results) >= 0:
                 self.transfers.count(requests, operation.results)
                 return operation.results  # type: ignore[no-any-return]
-            results = self._decide(operation, cancellation)
-            if cancellation is None:
-                await self._ask_again(requests, results, is_chain=is_chain)
-            return results
+            self._decide(operation)
+            if operation.cancellation is None:
+                await self._ask_again(requests, operation.results, is_chain=is_chain)
+            return operation.results  # type: ignore[no-any-return]
         finally:
+            if operation is not None and operation.unsettled and not operation.is_dropped:
+                targets = self._abandon(operation, targets)
             if targets is not None:
                 let_go(targets)
 
@@ -269,8 +257,8 @@ class CompletionTask:
             # asyncio.run() cancels every task when it ends, also one that has not taken its first step.
             await self.run()
         else:
-            self._drained = _Drained()
-            cancellation = await self._loop.sleep(self._drained, lambda _: False)
+            self._drained = PlainSleeper()
+            cancellation = await sleep(self._loop, self._drained, lambda _: False)
             if cancellation is not None:
                 cancellation.keep()
         if self._crash is not None:
@@ -520,6 +508,8 @@ class CompletionTask:
             self._slots[slot] = None
             self._free_slots.append(slot)
             operation.rows = operation.pins = None
+            if operation.orphans is not None:
+                let_go(operation.orphans)
             if operation.is_gathered:
                 self._driver.retire(operation.user_data)
                 operation.results = list(operation.results)
@@ -538,9 +528,21 @@ class CompletionTask:
         self._cancel(operation)
         return False
 
-    def _is_abandoned(self, operation: Operation) -> bool:
-        """Cancel an operation whose coroutine was closed; tell whether it goes on, with nobody who waits for it."""
-        return not operation.is_dropped and not self._abort(operation)
+    def _abandon(self, operation: Operation, targets: list[Target] | None) -> list[Target] | None:
+        """
+        Cancel an operation that nobody waits for any more: its coroutine was closed, or the owner crashed.
+
+        The driver may have it still; then its memory, and its targets, are held until its completion (C2).
+
+        :return: targets to let go of now
+        """
+        if self._abort(operation) or operation.rows is None:
+            return targets
+        keep(operation.requests)
+        if self._crash is not None:
+            return targets  # files of ours stay open after a crash, held or not
+        operation.orphans = targets
+        return None
 
     def _drop(self, operation: Operation) -> None:
         """Forget an operation of which the driver has seen nothing (C4)."""
@@ -611,8 +613,9 @@ class CompletionTask:
         if self._cancels:
             self._doorbell.ring()
 
-    def _decide(self, operation: Operation, cancellation: Cancellation | None) -> list[int]:
-        """Say what became of an operation: results, the cancellation, or an error (C6)."""
+    def _decide(self, operation: Operation) -> None:
+        """Raise what an operation's results do not say: the cancellation, or an error (C6)."""
+        cancellation = operation.cancellation
         if operation.error is not None:
             if cancellation is not None:
                 cancellation.keep()
@@ -625,7 +628,6 @@ class CompletionTask:
             cancellation.keep()
         elif self._is_closing and CANCELED in results:
             raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
-        return results
 
     async def _ask_again(self, requests: Requests, results: list[int], *, is_chain: bool) -> None:
         """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""

@@ -18,7 +18,7 @@ import anyio
 import attrs
 
 from ._requests import HasFileno
-from ._waiters import Loop
+from ._waiters import Loop, PlainSleeper, sleep
 
 # Slots of a table for which no number was asked.
 SLOTS_DEFAULT: Final = 1024
@@ -46,12 +46,6 @@ class Registrar(Protocol):
 
 
 @attrs.define(eq=False)
-class _Sleeper:
-    waiter: object = None
-    is_awake: bool = False
-
-
-@attrs.define(eq=False)
 class Target:
     """
     One descriptor of ours: what requests have as their ``file``.
@@ -64,7 +58,7 @@ class Target:
     is_closed: bool = False
     loop: Loop = attrs.field(kw_only=True)
     uses: int = 0
-    sleepers: list[_Sleeper] = attrs.field(factory=list, init=False)
+    sleepers: list[PlainSleeper] = attrs.field(factory=list, init=False)
 
     def fileno(self) -> int:
         """Return the descriptor's number."""
@@ -79,9 +73,9 @@ class Target:
     async def unused(self) -> None:
         """Wait until nobody holds it; a cancellation strikes at the next checkpoint (C10)."""
         while self.uses:
-            sleeper = _Sleeper()
+            sleeper = PlainSleeper()
             self.sleepers.append(sleeper)
-            cancellation = await self.loop.sleep(sleeper, lambda _: False)
+            cancellation = await sleep(self.loop, sleeper, lambda _: False)
             if cancellation is not None:
                 cancellation.keep()
 

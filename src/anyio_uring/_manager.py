@@ -260,8 +260,12 @@ class AsyncIoManager:
             if length > TRANSFER_MAX or request.op_flags or (request.offset < 0 and is_direct(request.fd)):
                 return await self._performer.transfer(request)
             passed = False
-            may_inline = request.offset >= 0 and 1 < length <= INLINE_BYTES_MAX
-            if inline is not None and may_inline and inline.is_likely(request.fd):
+            if (
+                inline is not None
+                and 1 < length <= INLINE_BYTES_MAX
+                and request.offset >= 0
+                and inline.is_likely(request.fd)
+            ):
                 if self._budget is None or self._must_yield():
                     await self._checkpoint()  # C1
                     task.check()

@@ -11,8 +11,10 @@ from typing import Any, Final
 import attrs
 
 from ._driver import Results, Rows
+from ._fixed_files import Target
 from ._flags import NOWAIT
 from ._requests import DISKS, Request, Requests, file_type
+from ._waiters import Cancellation
 
 CANCELED: Final = -errno.ECANCELED
 _INTERRUPTED: Final = -errno.EINTR
@@ -38,9 +40,11 @@ class Operation:
     unsent: int = 0  # members that a cancellation found before the driver had them (C4)
     is_dropped: bool = False
     error: BaseException | None = None  # in place of results
+    orphans: list[Target] | None = None  # whom it holds when nobody waits for it any more
     # What the waiters' module asks for.
     waiter: Any = None
     is_awake: bool = False
+    cancellation: Cancellation | None = None
 
 
 def is_transient(request: Request, res: int) -> bool:

@@ -67,6 +67,7 @@ class Request:
     :ivar offset: byte offset in the file; -1 is the file position, as in the kernel
     :ivar file: the object whose ``fileno()`` gave ``fd``: held, so that it is not collected meanwhile
     :ivar force_async: do not try inline first (``IOSQE_ASYNC``): set when an operation is asked again
+    :ivar is_kept: a driver still has it, and nobody waits for it any more: its memory stays exported
     :ivar is_linked: the operation's next request begins when this one has been carried out whole
         (``IOSQE_IO_LINK``); if it fails or is short, the next does not happen: ``-ECANCELED``
     """
@@ -79,6 +80,7 @@ class Request:
     file: HasFileno | None = None
     force_async: bool = False
     is_linked: bool = False
+    is_kept: bool = False
 
     @property
     def size(self) -> int:
@@ -117,9 +119,10 @@ class Request:
         """
         Give up the exports of callers' memory, without waiting for a traceback or the collector to do so.
 
-        Memory that a driver still holds stays exported: after a crash of the owner, for ever (C11).
+        Memory that a driver still has stays exported: after a crash of the owner, for ever (C11).
         """
-        _release(self.memory if isinstance(self.memory, list) else (self.memory,))
+        if not self.is_kept:
+            _release(self.memory if isinstance(self.memory, list) else (self.memory,))
 
     def advanced(self, done: int) -> int:
         """Return the offset behind ``done`` bytes; the file position (-1) moves by itself."""
@@ -139,10 +142,12 @@ class Memories:
     objects: list[Any]
     lengths: Sequence[int]
     addresses: bytes | None = None
+    is_kept: bool = False
 
     def release(self) -> None:
         """Give up the exports of callers' memory, as :meth:`Request.release` does."""
-        _release(self.objects)
+        if not self.is_kept:
+            _release(self.objects)
 
 
 @attrs.define(eq=False)
@@ -169,6 +174,15 @@ class Batch:
 
 
 Requests = Union[Sequence[Request], Batch]
+
+
+def keep(requests: Requests) -> None:
+    """Have the release of these change nothing, for a driver goes on with them (C2)."""
+    if isinstance(requests, Batch):
+        requests.memories.is_kept = True
+    else:
+        for request in requests:
+            request.is_kept = True
 
 
 def file_type(fd: int) -> int:
@@ -228,10 +242,7 @@ def status_flags(fd: int) -> int:
 def _release(memories: Iterable[Any]) -> None:
     for memory in memories:
         if type(memory) is memoryview:
-            try:
-                memory.release()
-            except BufferError:  # a driver holds this one still
-                continue
+            memory.release()
 
 
 def _vectors(views: list[memoryview]) -> Iterator[list[memoryview]]:

@@ -643,16 +643,16 @@ class UringDriver:
             if request.force_async:
                 head |= SQE_ASYNC << 8
             return (user_data, 0, 0, 0, fd, request.op_flags, head), request
-        ffi = self._ffi
+        find = self._lib.au_address
         if isinstance(memory, list):
-            pins = [ffi.from_buffer(view) for view in memory]
-            vector = ffi.new("au_iovec[]", [(int(ffi.cast("uintptr_t", pin)), len(pin)) for pin in pins])
-            address, length, size = int(ffi.cast("uintptr_t", vector)), len(pins), request.size
-            pin: object = (pins, vector)
+            ffi = self._ffi
+            vector = ffi.new("au_iovec[]", [(find(id(view)), len(view)) for view in memory])
+            address, length, size = int(ffi.cast("uintptr_t", vector)), len(memory), request.size
+            pin: object = (memory, vector)
         else:
-            pin = data = ffi.from_buffer(memory)
-            address = int(ffi.cast("uintptr_t", data))
-            length = size = len(data)
+            # The request's memory is an export already, or our own.
+            pin, address, length = memory, find(id(memory)), len(memory)
+            size = length
             if self.fixed_memory and type(memory) is memoryview:
                 found = self.fixed_memory.get(id(memory.obj))
                 if found is not None:

@@ -76,6 +76,8 @@ int au_new_bytes(uintptr_t list, const char *lengths, char *addresses, uint32_t 
 /* Say where the memory of a list's items (its id()) is, and how long it is. -1 if one is read-only or
  * not contiguous. The caller holds an export of each. */
 int au_find_memory(uintptr_t list, char *addresses, char *lengths, uint32_t count);
+/* The address of a Python object's memory, which somebody holds an export of; 0 if it has none. */
+uint64_t au_address(uintptr_t object);
 /* Rows of a batch from its columns: packed[i] is the row of user_data + i * member. */
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
             uint8_t sqe_flags, uint16_t buf_index, const char *fds, const char *lengths, const char *offsets,
