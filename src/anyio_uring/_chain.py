@@ -1,6 +1,6 @@
 """The builder of linked operations: what is asked inside its block, submitted together at its end.
 
-Knows requests and the ring-owning task; it knows no driver and no event loop.
+Knows requests and what carries them out; it knows no driver and no event loop.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from . import _arguments
 from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
-from ._completion_task import CompletionTask
 from ._errors import ChainError
+from ._executor import Executor
 from ._requests import Request
 
 
@@ -45,7 +45,7 @@ class Chain:
 
     def __init__(
         self,
-        task: CompletionTask,
+        task: Executor,
         allocate: Callable[[int, int], Any],
         make_error: Callable[[int, Request], OSError],
     ) -> None:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, overload
 
 import anyio
+from anyio.lowlevel import RunVar
 
 from . import _logs
 from ._completion_task import CompletionTask
@@ -22,11 +23,14 @@ from ._instruments import Instrument, Instruments
 from ._latency import LatencyInstrument
 from ._manager import AsyncIoManager
 from ._options import CheckpointPolicy, DriverChoice, UringOptions
+from ._ownerless import OwnerlessExecutor
 from ._ring import open_ring
 from ._traced_driver import TracedDriver
 from ._waiters import current_loop
 
 _current: ContextVar[AsyncIoManager | None] = ContextVar("anyio_uring.current", default=None)
+# Of each event loop: what those share who have no manager.
+_shared: RunVar[AsyncIoManager] = RunVar("anyio_uring.ownerless")
 
 
 def current() -> AsyncIoManager:
@@ -38,12 +42,54 @@ def current() -> AsyncIoManager:
 
     :raises LookupError: if there is none
     """
-    manager = _current.get()
-    while manager is not None and manager._closed:
-        manager = manager._outer
+    manager = _innermost()
     if manager is None:
         raise LookupError("no manager is open in this task: enter 'async with open_uring() as io:' first")
     return manager
+
+
+def manager_for(io: AsyncIoManager | None, limiter: anyio.CapacityLimiter | None = None) -> AsyncIoManager:
+    """
+    Return the manager that a free function works with.
+
+    :param io: the one that its caller named; ``None``: the innermost open one, and where none is open, one that
+        needs no ``open_uring()`` block, has no ring, and runs each operation in ``anyio.to_thread.run_sync()``
+    :param limiter: of the threads of that last one; ``None``: anyio's own
+    :raises ClosedResourceError: if the named one is closed
+    :raises RuntimeError: if it belongs to another thread, or to the parent of this process
+    """
+    if io is not None:
+        if not isinstance(io, AsyncIoManager):
+            raise TypeError(f"io must be an AsyncIoManager or None, not {type(io).__name__}")
+        io._task.check()
+        return io
+    if limiter is not None and not isinstance(limiter, anyio.CapacityLimiter):
+        raise TypeError(f"limiter must be a CapacityLimiter or None, not {type(limiter).__name__}")
+    manager = _innermost()
+    if manager is not None:
+        return manager
+    if limiter is not None:
+        return _ownerless(limiter)
+    try:
+        return _shared.get()
+    except LookupError:
+        manager = _ownerless(None)
+        _shared.set(manager)
+        return manager
+
+
+def _innermost() -> AsyncIoManager | None:
+    manager = _current.get()
+    while manager is not None and manager._closed:
+        manager = manager._outer
+    return manager
+
+
+def _ownerless(limiter: anyio.CapacityLimiter | None) -> AsyncIoManager:
+    loop = current_loop()
+    executor = OwnerlessExecutor(loop, limiter)
+    options = UringOptions(driver="threads")
+    return AsyncIoManager(executor, executor, loop, options=options, fallback_reason=None, outer=None)
 
 
 @overload
@@ -135,13 +181,14 @@ def open_uring(
 class _Opening:
     """What ``open_uring()`` returns. A class, for a generator's frames would be open to KeyboardInterrupt."""
 
-    __slots__ = ("_instruments", "_latency", "_manager", "_options", "_tasks")
+    __slots__ = ("_instruments", "_latency", "_manager", "_options", "_owner", "_tasks")
 
     def __init__(self, options: UringOptions, instruments: list[Instrument]) -> None:
         self._options = options
         self._latency = LatencyInstrument() if options.latency else None
         self._instruments = Instruments(instruments if self._latency is None else [self._latency, *instruments])
         self._manager: AsyncIoManager | None = None
+        self._owner: CompletionTask
 
     async def __aenter__(self) -> AsyncIoManager:
         if self._manager is not None:
@@ -168,7 +215,7 @@ class _Opening:
         except BaseException:
             driver.close()
             raise
-        self._manager = manager
+        self._manager, self._owner = manager, task
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         # The owner never raises, and an error of the body passes this task group by, so that it
@@ -190,7 +237,7 @@ class _Opening:
         # cancellation would take the place of the body's exception.
         self._tasks.cancel_scope.shield = True
         try:
-            await manager._task.aclose()
+            await self._owner.aclose()
         finally:
             await self._tasks.__aexit__(None, None, None)
             self._instruments.tell(Instrument.manager_closed, manager)

@@ -19,10 +19,9 @@ from . import _arguments, _buffers, _direct, _flags
 from ._arguments import FD_MAX, OFFSET_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
-from ._completion_task import CompletionTask
 from ._direct import DirectAlignment
-from ._driver import Driver
 from ._errors import MisalignedError
+from ._executor import Executor, Facilities
 from ._fixed_buffers import BufferPool, FixedBuffer
 from ._fixed_files import FileTable, RegisteredFile, Registration
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
@@ -86,8 +85,8 @@ class AsyncIoManager:
 
     def __init__(
         self,
-        task: CompletionTask,
-        driver: Driver,
+        task: Executor,
+        driver: Facilities,
         loop: Loop,
         *,
         options: UringOptions,

@@ -1,6 +1,6 @@
 """From requests to results: parts, rests, what has to be asked again, and errors that say what was wrong.
 
-It knows requests, their memory and the ring-owning task; of callers' arguments it knows nothing, nor of
+It knows requests, their memory and what carries them out; of callers' arguments it knows nothing, nor of
 the life of a manager.
 """
 
@@ -16,10 +16,9 @@ import attrs
 
 from . import _arguments, _direct, _flags
 from ._arguments import FileDescriptor
-from ._completion_task import CompletionTask
 from ._direct import SAFE_ALIGNMENT
-from ._driver import Driver
 from ._errors import MisalignedError
+from ._executor import Executor, Facilities
 from ._fallback import transfer_now
 from ._flags import NOWAIT
 from ._requests import TRANSFER_MAX, WRITES, HasFileno, Opcode, Request, Requests, is_direct
@@ -39,7 +38,7 @@ class Performer:
 
     __slots__ = ("_checkpoint", "_driver", "_memory_type", "_task", "direct_fds")
 
-    def __init__(self, task: CompletionTask, driver: Driver, loop: Loop) -> None:
+    def __init__(self, task: Executor, driver: Facilities, loop: Loop) -> None:
         self._task = task
         self._driver = driver
         self._checkpoint = loop.checkpoint

@@ -26,12 +26,13 @@ later: by then every cancellation that was on its way has arrived, at no cost fo
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, suppress
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 import anyio
 import attrs
@@ -65,6 +66,7 @@ class Sleeper(Protocol):
 
 
 SleeperT = TypeVar("SleeperT", bound=Sleeper)
+ResultT = TypeVar("ResultT")
 
 
 @attrs.define(eq=False)
@@ -130,6 +132,15 @@ class Loop(Protocol):
         self, sleeper: SleeperT, abort: Callable[[SleeperT], bool], cancelled: BaseException
     ) -> Cancellation:
         """Raise a cancellation that struck :meth:`nap`, if ``abort`` agrees; otherwise wait on."""
+        ...
+
+    async def run_in_thread(self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None) -> ResultT:
+        """
+        Call a function in a worker thread of anyio's, and wait for its end.
+
+        A cancellation is raised if the function has not begun, and then it never will; otherwise its result
+        is returned, and the cancellation strikes at the next checkpoint (C6, C7).
+        """
         ...
 
     def wake(self, sleeper: Sleeper) -> None:
@@ -221,6 +232,9 @@ class _TrioLoop:
         cancelled: BaseException,
     ) -> Cancellation:
         raise AssertionError("trio has decided") from cancelled
+
+    async def run_in_thread(self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None) -> ResultT:
+        return await anyio.to_thread.run_sync(function, limiter=limiter)
 
     def may_be_cancelled(self) -> bool:
         # -inf in a cancelled scope; in one whose deadline has passed and is yet to be noticed, that.
@@ -361,6 +375,18 @@ class _AsyncioLoop:
                         cancellation.also(exc)
         return cancellation
 
+    async def run_in_thread(self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None) -> ResultT:
+        job = _Job(function)
+        try:
+            await anyio.to_thread.run_sync(job.run, limiter=limiter)
+        except asyncio.CancelledError as exc:
+            # anyio shields the wait from its own cancellations, and not from native ones.
+            if job.outcome.cancel():
+                raise
+            job.outcome.add_done_callback(lambda _: self.native.call_soon_threadsafe(self.wake, job))
+            (await self.outlast(job, lambda _: False, exc)).keep()
+        return job.outcome.result()
+
     def may_be_cancelled(self) -> bool:
         task = asyncio.current_task()
         if sys.version_info < (3, 11) or task is None or task.cancelling():
@@ -376,6 +402,27 @@ class _AsyncioLoop:
 
     def has_left(self, sleeper: Sleeper) -> bool:
         return sleeper.waiter is not None and sleeper.waiter.cancelled()
+
+
+class _Job(Generic[ResultT]):
+    """A function for a worker thread, and how its task waits when the wait for the thread was cancelled."""
+
+    __slots__ = ("_function", "cancellation", "is_awake", "outcome", "waiter")
+
+    def __init__(self, function: Callable[[], ResultT]) -> None:
+        self._function = function
+        self.outcome: concurrent.futures.Future[ResultT] = concurrent.futures.Future()
+        self.waiter: asyncio.Future[None] | None = None
+        self.is_awake = False
+        self.cancellation: Cancellation | None = None
+
+    def run(self) -> None:
+        if not self.outcome.set_running_or_notify_cancel():
+            return
+        try:
+            self.outcome.set_result(self._function())
+        except BaseException as exc:  # noqa: BLE001 - raised where the outcome is asked for
+            self.outcome.set_exception(exc)
 
 
 class _AsyncioCancellation:

@@ -1,0 +1,218 @@
+"""What runs where no manager is open: the same verbs, each in a worker thread of anyio's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_uring import AsyncIoManager, ChainError, open_uring
+from anyio_uring._core import manager_for
+from anyio_uring._ownerless import OwnerlessExecutor
+
+from .helpers import asyncio_only, until
+
+pytestmark = pytest.mark.anyio
+
+
+def _without_page_cache() -> AsyncIoManager:
+    io = manager_for(None, anyio.CapacityLimiter(4))
+    io._inline = None
+    return io
+
+
+async def test_the_innermost_open_manager_comes_first(driver: Any) -> None:
+    async with open_uring(driver=driver) as outer:
+        assert manager_for(None) is outer
+        async with open_uring(driver=driver) as inner:
+            assert manager_for(None) is inner
+            assert manager_for(outer) is outer
+        assert manager_for(None) is outer
+    assert manager_for(None) is not outer
+
+
+async def test_a_closed_manager_is_refused(driver: Any) -> None:
+    async with open_uring(driver=driver) as io:
+        pass
+    with pytest.raises(anyio.ClosedResourceError):
+        manager_for(io)
+
+
+async def test_wrong_types_are_refused() -> None:
+    with pytest.raises(TypeError, match="io must be an AsyncIoManager or None, not int"):
+        manager_for(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="limiter must be a CapacityLimiter or None, not int"):
+        manager_for(None, 3)  # type: ignore[arg-type]
+
+
+async def test_without_a_limiter_all_share_one() -> None:
+    assert manager_for(None) is manager_for(None)
+    assert manager_for(None).driver == "threads"
+    assert manager_for(None).fallback_reason is None
+
+
+async def test_every_kind_of_verb(path: Path) -> None:
+    io = _without_page_cache()
+    with path.open("r+b") as file:
+        content = file.read()
+        assert await io.read(file, 8, 4) == content[4:12]
+        assert await io.read_exactly(file, 65536, 0) == content
+        assert await io.read_batch([(file, 4, 0), (file, 4, 8), (file, 4, 65536)]) == [content[:4], content[8:12], b""]
+        assert await io.write_batch([(file, b"ab", 0), (file, b"cd", 2)]) == [2, 2]
+        assert await io.write_and_sync(file, b"efgh", 4) == 4
+        await io.fsync(file)
+        async with io.chain() as chain:
+            chain.write(file, b"ij", 8)
+            chain.fdatasync(file)
+            chain.read(file, 10, 0)
+        assert chain.results == [2, None, b"abcdefghij"]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await io.read(99999, 1, 0)
+        async with io.buffer_pool(1) as pool, io.register_files([file]) as (registered,):
+            with await pool.acquire() as buffer:
+                assert await io.readinto(registered, buffer.view[:4], 0) == 4
+                assert bytes(buffer.view[:4]) == b"abcd"
+    statistics = io.statistics()
+    assert statistics.in_flight == 0
+    assert statistics.submissions == statistics.completions > 0
+    assert statistics.bytes_written == 10
+
+
+async def test_a_chain_stops_at_its_first_failure(path: Path) -> None:
+    io = _without_page_cache()
+    with path.open("rb") as reader, path.open("r+b") as writer:
+
+        async def submit() -> None:
+            async with io.chain() as chain:
+                chain.write(writer, b"xx", 0)
+                chain.write(reader, b"yy", 2)
+                chain.write(writer, b"zz", 4)
+
+        with pytest.raises(ChainError) as caught:
+            await submit()
+        assert caught.value.index == 1
+        assert reader.read(6) == b"xx\0\0\0\0"
+
+
+async def test_it_uses_the_limiter(pipe: tuple[int, int]) -> None:
+    limiter = anyio.CapacityLimiter(1)
+    io = manager_for(None, limiter)
+    async with limiter, anyio.create_task_group() as tasks:
+        tasks.start_soon(io.write, pipe[1], b"x", -1)
+        await until(lambda: limiter.statistics().tasks_waiting == 1)
+        tasks.cancel_scope.cancel()
+    assert io.statistics().syscalls == 0, "C4: cancelled before a thread was free"
+
+
+async def test_an_empty_pipe_holds_no_thread_and_can_be_cancelled(pipe: tuple[int, int]) -> None:
+    limiter = anyio.CapacityLimiter(1)
+    io = manager_for(None, limiter)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):  # two tasks at one descriptor
+            tasks.start_soon(io.read, pipe[0], 1, -1)
+        await until(lambda: io.statistics().syscalls == 2)
+        await anyio.wait_all_tasks_blocked()
+        assert limiter.borrowed_tokens == 0
+        tasks.cancel_scope.cancel()
+    os.write(pipe[1], b"x")
+    assert await io.read(pipe[0], 1, -1) == b"x", "a cancelled read took the byte"
+
+
+async def test_what_is_not_ready_is_waited_for(pipe: tuple[int, int]) -> None:
+    io = _without_page_cache()
+    other = os.pipe()
+    results: list[bytes] = []
+
+    async def read() -> None:
+        results.extend(await io.read_batch([(pipe[0], 2, -1), (other[0], 2, -1)]))
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await until(lambda: io.statistics().syscalls == 2)
+            await anyio.wait_all_tasks_blocked()
+            os.write(other[1], b"b")
+            await until(lambda: io.statistics().syscalls == 4)
+            os.write(pipe[1], b"a")
+    finally:
+        os.close(other[0])
+        os.close(other[1])
+    assert results == [b"a", b"b"]
+
+
+class _Held:
+    """A thread job that has begun and ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.may_end = threading.Event()
+
+    def __call__(self) -> str:
+        self.has_begun.set()
+        assert self.may_end.wait(10)
+        return "done"
+
+
+async def test_a_cancellation_does_not_abandon_what_has_begun() -> None:
+    job, outcome = _Held(), []
+    executor = manager_for(None)._task
+    assert isinstance(executor, OwnerlessExecutor)
+
+    async def run() -> None:
+        outcome.append(await executor._loop.run_in_thread(job, None))
+        await anyio.lowlevel.checkpoint()
+        outcome.append("not cancelled")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await until(job.has_begun.is_set)
+        tasks.cancel_scope.cancel()
+        job.may_end.set()
+    assert outcome == ["done"], "C6: the result is kept, and the cancellation strikes at the next checkpoint"
+
+
+@asyncio_only
+async def test_nor_does_a_native_cancellation() -> None:
+    job, outcome = _Held(), []
+    executor = manager_for(None)._task
+    assert isinstance(executor, OwnerlessExecutor)
+
+    async def run() -> None:
+        outcome.append(await executor._loop.run_in_thread(job, None))
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            outcome.append("cancelled")
+            raise
+
+    task = asyncio.ensure_future(run())
+    await until(job.has_begun.is_set)
+    task.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done(), "C7: the wait survives it"
+    job.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert outcome == ["done", "cancelled"], "C7: neither lost nor repeated"
+
+
+async def test_another_thread_is_refused(path: Path) -> None:
+    io = manager_for(None)
+    errors: list[Exception] = []
+
+    def elsewhere() -> None:
+        try:
+            io._task.check()
+        except RuntimeError as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    await anyio.to_thread.run_sync(thread.join)
+    assert "another thread" in str(errors[0])
