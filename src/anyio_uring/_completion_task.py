@@ -70,7 +70,7 @@ from ._driver import (
     member_of,
 )
 from ._fixed_files import hold, let_go
-from ._operations import CANCELED, Operation, is_transient, repeat
+from ._operations import CANCELED, Operation, is_transient, repeat, take_back
 from ._requests import Batch, Requests
 from ._stats import IoStatistics
 from ._transfers import Transfers
@@ -180,12 +180,15 @@ class CompletionTask:
         if self._crash is not None:
             raise self._broken()
 
-    async def perform(self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False) -> list[int]:
+    async def perform(
+        self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False, is_certain: bool = False
+    ) -> list[int]:
         """
         Carry out requests as one operation and return their results, in order.
 
         :param has_passed: that the task has passed a cancellation point in this very step (C1)
         :param is_chain: that requests are linked, ``depth`` of them at most: they are submitted together or not yet
+        :param is_certain: carry them out whatever is cancelled; a cancellation strikes at the next checkpoint
         :return: for each request its result, or ``-errno``; never a bare cancellation (C6)
         """
         self.check()
@@ -200,6 +203,7 @@ class CompletionTask:
                     break
         try:
             operation = self._admit(requests, together=len(requests) if is_chain else 1, has_passed=has_passed)
+            operation.is_certain = is_certain
             try:
                 cancellation = await self._loop.sleep(operation, self._abort)
             except BaseException:
@@ -209,13 +213,20 @@ class CompletionTask:
             if cancellation is None and operation.error is None and min(operation.results) >= 0:
                 self.transfers.count(requests, operation.results)
                 return operation.results  # type: ignore[no-any-return]
-            results = self._decide(operation, cancellation)
-            if cancellation is None:
-                await self._ask_again(requests, results, is_chain=is_chain)
-            return results
+            return await self._conclude(operation, cancellation, is_chain=is_chain)
         finally:
             if targets is not None:
                 let_go(targets)
+
+    async def _conclude(self, operation: Operation, cancellation: Cancellation | None, *, is_chain: bool) -> list[int]:
+        try:
+            results = self._decide(operation, cancellation)
+            if cancellation is None:
+                await self._ask_again(operation.requests, results, is_chain=is_chain)
+        except BaseException:
+            take_back(operation.requests, operation.results)  # C9
+            raise
+        return results
 
     @property
     def has_crashed(self) -> bool:
@@ -324,7 +335,7 @@ class CompletionTask:
         count = 0
         for operation, first, last in ready:
             if not operation.submitted and not operation.is_dropped and self._loop.has_left(operation):
-                self._drop(operation)
+                self._abort(operation)
             if not operation.is_dropped:  # C4
                 operation.submitted += last - first
                 count += last - first
@@ -512,6 +523,8 @@ class CompletionTask:
         operation.unsettled -= members
         if not operation.unsettled:
             self._release(operation)
+            if operation.is_orphaned:
+                take_back(operation.requests, operation.results)
             self._loop.wake(operation)
 
     def _release(self, operation: Operation) -> None:
@@ -530,7 +543,7 @@ class CompletionTask:
         """Answer a cancellation: True if the operation never happened, False if its result decides."""
         if operation.is_dropped:
             return True
-        if operation.error is not None or not operation.unsettled:
+        if operation.error is not None or not operation.unsettled or operation.is_certain:
             return False
         if not operation.submitted:
             self._drop(operation)
@@ -540,7 +553,12 @@ class CompletionTask:
 
     def _is_abandoned(self, operation: Operation) -> bool:
         """Cancel an operation whose coroutine was closed; tell whether it goes on, with nobody who waits for it."""
-        return not operation.is_dropped and not self._abort(operation)
+        if operation.is_dropped or self._abort(operation):
+            return False
+        operation.is_orphaned = True
+        if not operation.unsettled:
+            take_back(operation.requests, operation.results)
+        return True
 
     def _drop(self, operation: Operation) -> None:
         """Forget an operation of which the driver has seen nothing (C4)."""
@@ -553,7 +571,7 @@ class CompletionTask:
 
     def _cancel(self, operation: Operation) -> None:
         """Ask for every member in the driver to be cancelled (C5); the others never happen (C4)."""
-        if operation.is_cancelling:
+        if operation.is_cancelling or operation.is_certain:
             return
         operation.is_cancelling = True
         self._queue.pop(operation, None)

@@ -23,6 +23,7 @@ from ._latency import LatencyInstrument
 from ._manager import AsyncIoManager
 from ._options import CheckpointPolicy, DriverChoice, UringOptions
 from ._ring import open_ring
+from ._thread_calls import ThreadCalls
 from ._traced_driver import TracedDriver
 from ._waiters import current_loop
 
@@ -150,14 +151,15 @@ class _Opening:
         loop = current_loop()
         loop.protect(_Opening.__aenter__, _Opening.__aexit__)  # type: ignore[arg-type]
         driver, reason = _choose_driver(self._options)
-        if self._instruments.listens_to_operations():
-            driver = TracedDriver(driver, self._instruments)
+        driver = self._traced(driver)
         task = CompletionTask(driver, loop)
+        thread_calls = ThreadCalls(task, loop, lambda: self._traced(_threads(self._options)))
         manager = AsyncIoManager(
             task,
             driver,
             loop,
             options=self._options,
+            thread_calls=thread_calls,
             fallback_reason=reason,
             outer=_current.get(),
             latency=self._latency,
@@ -174,6 +176,7 @@ class _Opening:
         # The owner never raises, and an error of the body passes this task group by, so that it
         # arrives as it was raised and not in an exception group.
         self._tasks.start_soon(task.run, name="anyio_uring owner")
+        thread_calls.open(self._start)
         _current.set(self._manager)
         self._instruments.tell(Instrument.manager_opened, self._manager)
         return self._manager
@@ -190,10 +193,19 @@ class _Opening:
         # cancellation would take the place of the body's exception.
         self._tasks.cancel_scope.shield = True
         try:
-            await manager._task.aclose()
+            try:
+                await manager._task.aclose()
+            finally:
+                await manager._thread_calls.aclose()
         finally:
             await self._tasks.__aexit__(None, None, None)
             self._instruments.tell(Instrument.manager_closed, manager)
+
+    def _start(self, task: CompletionTask) -> None:
+        self._tasks.start_soon(task.run, name="anyio_uring owner of threads")
+
+    def _traced(self, driver: Driver) -> Driver:
+        return TracedDriver(driver, self._instruments) if self._instruments.listens_to_operations() else driver
 
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:

@@ -6,13 +6,15 @@ Knows no driver, no event loop and no life cycle: see :mod:`anyio_uring._complet
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 import attrs
 
 from ._driver import Results, Rows
 from ._flags import NOWAIT
-from ._requests import DISKS, Request, Requests, file_type
+from ._requests import DISKS, AnyRequest, Opcode, Request, Requests, file_type
 
 CANCELED: Final = -errno.ECANCELED
 _INTERRUPTED: Final = -errno.EINTR
@@ -41,9 +43,11 @@ class Operation:
     # What the waiters' module asks for.
     waiter: Any = None
     is_awake: bool = False
+    is_certain: bool = False  # no cancellation reaches it: a close
+    is_orphaned: bool = False  # nobody will have its results
 
 
-def is_transient(request: Request, res: int) -> bool:
+def is_transient(request: AnyRequest, res: int) -> bool:
     """
     Whether an operation did not happen and is to be asked again.
 
@@ -52,14 +56,23 @@ def is_transient(request: Request, res: int) -> bool:
     """
     if res >= 0:
         return False
+    if request.opcode is Opcode.CLOSE:
+        return False  # whatever it answers, the descriptor is gone: close(2), "Dealing with error returns"
     if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
         return True
     return res == _TRY_AGAIN and not request.op_flags & NOWAIT and file_type(request.fd) in DISKS
 
 
-def repeat(request: Request, res: int) -> Request:
+def repeat(request: AnyRequest, res: int) -> AnyRequest:
     """Return the request that asks a transient one again."""
-    if res == _NOT_SEEKABLE:
+    if res == _NOT_SEEKABLE and isinstance(request, Request):
         return attrs.evolve(request, offset=-1)
     # From a worker of the kernel, which may block, where the inline attempt gave up.
     return attrs.evolve(request, force_async=True)
+
+
+def take_back(requests: Requests, results: Sequence[int]) -> None:
+    """Close the descriptors that an operation has opened for somebody who will not have them (C9)."""
+    for request, res in zip(requests, results):
+        if request.opcode is Opcode.OPENAT and res >= 0:
+            os.close(res)
