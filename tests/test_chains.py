@@ -18,6 +18,7 @@ from anyio_uring._completion_task import CompletionTask
 from anyio_uring._options import UringOptions
 from anyio_uring._requests import Opcode, Request
 from anyio_uring._ring import open_ring
+from anyio_uring._thread_calls import ThreadCalls
 from anyio_uring._waiters import current_loop
 
 from .helpers import ScriptedDriver, in_flight, scripted, until
@@ -148,7 +149,13 @@ def test_a_chain_is_not_cut_where_the_submission_queue_is_full(tmp_path: Path) -
 
 def _manager(task: CompletionTask, driver: ScriptedDriver) -> AsyncIoManager:
     return AsyncIoManager(
-        task, driver, current_loop(), options=UringOptions(nowait=False), fallback_reason=None, outer=None
+        task,
+        driver,
+        current_loop(),
+        options=UringOptions(nowait=False),
+        thread_calls=ThreadCalls(task, current_loop(), ScriptedDriver),
+        fallback_reason=None,
+        outer=None,
     )
 
 

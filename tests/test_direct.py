@@ -21,7 +21,8 @@ from anyio_uring import (
     aligned_buffer,
     open_uring,
 )
-from anyio_uring._direct import SAFE_ALIGNMENT, covering, dio_alignment
+from anyio_uring._direct import covering, dio_alignment
+from anyio_uring._statx import SAFE_ALIGNMENT
 
 from .helpers import in_flight
 
@@ -121,17 +122,17 @@ async def test_where_nobody_tells_the_alignment_is_safe(
     with pytest.raises(OSError) as caught:
         io.direct_alignment(1 << 20)
     assert caught.value.errno == errno.EBADF
-    monkeypatch.setattr("anyio_uring._direct._find_statx", lambda: None)
+    monkeypatch.setattr("anyio_uring._libc._find", lambda _: None)
     assert io.direct_alignment(fd) == safe
-    monkeypatch.setattr("anyio_uring._direct._find_statx", lambda: lambda *_: -1)
+    monkeypatch.setattr("anyio_uring._libc._find", lambda _: lambda *_: -1)
     assert dio_alignment(fd) == safe
     # What is told overrides it: a file whose statx() says zero has no direct I/O.
-    monkeypatch.setattr("anyio_uring._direct._find_statx", lambda: _statx_says_no)
+    monkeypatch.setattr("anyio_uring._libc._find", lambda _: _statx_says_no)
     assert dio_alignment(fd) == DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT, is_supported=False)
 
 
-def _statx_says_no(_fd: int, _path: bytes, _flags: int, mask: int, answer: Any) -> int:
-    answer[0:4] = mask.to_bytes(4, "little")
+def _statx_says_no(_fd: Any, _path: bytes, _flags: Any, mask: Any, answer: Any) -> int:
+    answer[0:4] = mask.value.to_bytes(4, "little")
     return 0
 
 

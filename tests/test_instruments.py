@@ -283,6 +283,7 @@ def test_the_kernel_shows_the_same_user_data() -> None:
         async with open_uring(driver="threads", instruments=[recorder]) as io, anyio.create_task_group() as tasks:
             tasks.start_soon(io.read, read_end, 1, -1)
             await in_flight(io, 1)
+            assert isinstance(io._task, CompletionTask)
             (operation,) = (each for each in io._task._slots if each is not None)
             assert [each.user_data for each in recorder.of("submitted")] == [operation.user_data]
             os.write(write_end, b"x")

@@ -202,6 +202,29 @@ async def test_nor_does_a_native_cancellation() -> None:
     assert outcome == ["done", "cancelled"], "C7: neither lost nor repeated"
 
 
+@asyncio_only
+async def test_a_close_is_certain_where_no_thread_is_free() -> None:
+    """A native cancellation passes shields, and a descriptor that is left open would be lost."""
+    limiter, outcome = anyio.CapacityLimiter(1), []
+    io = manager_for(None, limiter)
+    fd = os.open(".", os.O_RDONLY)
+
+    async def close() -> None:
+        await io.close(fd)
+        outcome.append("closed")
+        await asyncio.sleep(10)
+
+    async with limiter:
+        task = asyncio.ensure_future(close())
+        await until(lambda: limiter.statistics().tasks_waiting == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert outcome == ["closed"], "C7: the cancellation strikes at the next checkpoint"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 async def test_another_thread_is_refused(path: Path) -> None:
     io = manager_for(None)
     errors: list[Exception] = []

@@ -4,7 +4,7 @@ from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
 from ._core import current, open_uring
-from ._direct import DirectAlignment, aligned_buffer
+from ._direct import aligned_buffer
 from ._errors import BatchError, ChainError, MisalignedError, UnsupportedFlagError, UringUnavailableError
 from ._fixed_buffers import BufferPool, FixedBuffer
 from ._fixed_files import RegisteredFile
@@ -14,6 +14,7 @@ from ._manager import AsyncIoManager
 from ._options import UringOptions
 from ._requests import HasFileno
 from ._stats import IoStatistics, LatencyQuantiles, UringFeatures
+from ._statx import DirectAlignment, FileStatus
 
 __all__ = (
     "AsyncIoManager",
@@ -23,6 +24,7 @@ __all__ = (
     "ChainError",
     "DirectAlignment",
     "FileDescriptor",
+    "FileStatus",
     "FixedBuffer",
     "HasFileno",
     "Instrument",

@@ -69,7 +69,7 @@ from ._driver import (
     member_of,
 )
 from ._fixed_files import Target, hold, let_go
-from ._operations import CANCELED, Operation, is_transient, repeat
+from ._operations import CANCELED, Operation, is_transient, repeat, take_back
 from ._requests import Batch, Requests, keep
 from ._stats import IoStatistics
 from ._transfers import Transfers
@@ -171,12 +171,15 @@ class CompletionTask:
         if self._crash is not None:
             raise self._broken()
 
-    async def perform(self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False) -> list[int]:
+    async def perform(
+        self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False, is_certain: bool = False
+    ) -> list[int]:
         """
         Carry out requests as one operation and return their results, in order.
 
         :param has_passed: that the task has passed a cancellation point in this very step (C1)
         :param is_chain: that requests are linked, ``depth`` of them at most: they are submitted together or not yet
+        :param is_certain: carry them out whatever is cancelled; a cancellation strikes at the next checkpoint
         :return: for each request its result, or ``-errno``; never a bare cancellation (C6)
         """
         self.check()
@@ -187,6 +190,7 @@ class CompletionTask:
         operation: Operation | None = None
         try:
             operation = self._admit(requests, together=len(requests) if is_chain else 1, has_passed=has_passed)
+            operation.is_certain = is_certain
             # sleep(), without its coroutine.
             try:
                 await self._loop.nap(operation, self._abort)
@@ -198,10 +202,13 @@ class CompletionTask:
             self._decide(operation)
             if operation.cancellation is None:
                 await self._ask_again(requests, operation.results, is_chain=is_chain)
+        except BaseException:
+            if operation is not None:
+                targets = self._abandon(operation, targets)
+            raise
+        else:
             return operation.results  # type: ignore[no-any-return]
         finally:
-            if operation is not None and operation.unsettled and not operation.is_dropped:
-                targets = self._abandon(operation, targets)
             if targets is not None:
                 let_go(targets)
 
@@ -312,7 +319,7 @@ class CompletionTask:
         count = 0
         for operation, first, last in ready:
             if not operation.submitted and not operation.is_dropped and self._loop.has_left(operation):
-                self._drop(operation)
+                self._abort(operation)
             if not operation.is_dropped:  # C4
                 operation.submitted += last - first
                 count += last - first
@@ -500,6 +507,8 @@ class CompletionTask:
         operation.unsettled -= members
         if not operation.unsettled:
             self._release(operation)
+            if operation.orphans is not None:
+                take_back(operation.requests, operation.results)
             self._loop.wake(operation)
 
     def _release(self, operation: Operation) -> None:
@@ -513,14 +522,14 @@ class CompletionTask:
             if operation.is_gathered:
                 self._driver.retire(operation.user_data)
                 operation.results = list(operation.results)
-            if operation.is_cancelling:
+            if operation.unsent is not None:
                 self._cancellations_effective += operation.results.count(CANCELED) - operation.unsent
 
     def _abort(self, operation: Operation) -> bool:
         """Answer a cancellation: True if the operation never happened, False if its result decides."""
         if operation.is_dropped:
             return True
-        if operation.error is not None or not operation.unsettled:
+        if operation.error is not None or not operation.unsettled or operation.is_certain:
             return False
         if not operation.submitted:
             self._drop(operation)
@@ -530,18 +539,23 @@ class CompletionTask:
 
     def _abandon(self, operation: Operation, targets: list[Target] | None) -> list[Target] | None:
         """
-        Cancel an operation that nobody waits for any more: its coroutine was closed, or the owner crashed.
+        See to an operation whose results nobody will have: cancelled, failed, or its coroutine was closed.
 
-        The driver may have it still; then its memory, and its targets, are held until its completion (C2).
+        A driver may have it still, for its coroutine was closed or the owner crashed; then its memory, and its
+        targets, are held until its completion (C2).
 
         :return: targets to let go of now
         """
-        if self._abort(operation) or operation.rows is None:
+        if not operation.unsettled:
+            take_back(operation.requests, operation.results)  # C9
+            return targets
+        is_waiting_for_room = operation.rows is None
+        if self._abort(operation) or (is_waiting_for_room and not operation.is_certain):
             return targets
         keep(operation.requests)
         if self._crash is not None:
             return targets  # files of ours stay open after a crash, held or not
-        operation.orphans = targets
+        operation.orphans = targets or []
         return None
 
     def _drop(self, operation: Operation) -> None:
@@ -555,9 +569,8 @@ class CompletionTask:
 
     def _cancel(self, operation: Operation) -> None:
         """Ask for every member in the driver to be cancelled (C5); the others never happen (C4)."""
-        if operation.is_cancelling:
+        if operation.unsent is not None or operation.is_certain:
             return
-        operation.is_cancelling = True
         self._queue.pop(operation, None)
         unsent = set(range(operation.staged, len(operation.requests)))
         for owner, first, last in self._staged + self._ready:

@@ -25,6 +25,7 @@ from ._manager import AsyncIoManager
 from ._options import CheckpointPolicy, DriverChoice, UringOptions
 from ._ownerless import OwnerlessExecutor
 from ._ring import open_ring
+from ._thread_calls import ThreadCalls
 from ._traced_driver import TracedDriver
 from ._waiters import current_loop
 
@@ -181,7 +182,7 @@ def open_uring(
 class _Opening:
     """What ``open_uring()`` returns. A class, for a generator's frames would be open to KeyboardInterrupt."""
 
-    __slots__ = ("_instruments", "_latency", "_manager", "_options", "_owner", "_tasks")
+    __slots__ = ("_instruments", "_latency", "_manager", "_options", "_owner", "_tasks", "_thread_calls")
 
     def __init__(self, options: UringOptions, instruments: list[Instrument]) -> None:
         self._options = options
@@ -189,6 +190,7 @@ class _Opening:
         self._instruments = Instruments(instruments if self._latency is None else [self._latency, *instruments])
         self._manager: AsyncIoManager | None = None
         self._owner: CompletionTask
+        self._thread_calls: ThreadCalls
 
     async def __aenter__(self) -> AsyncIoManager:
         if self._manager is not None:
@@ -197,14 +199,15 @@ class _Opening:
         loop = current_loop()
         loop.protect(_Opening.__aenter__, _Opening.__aexit__)  # type: ignore[arg-type]
         driver, reason = _choose_driver(self._options)
-        if self._instruments.listens_to_operations():
-            driver = TracedDriver(driver, self._instruments)
+        driver = self._traced(driver)
         task = CompletionTask(driver, loop)
+        thread_calls = ThreadCalls(task, loop, lambda: self._traced(_threads(self._options)))
         manager = AsyncIoManager(
             task,
             driver,
             loop,
             options=self._options,
+            thread_calls=thread_calls,
             fallback_reason=reason,
             outer=_current.get(),
             latency=self._latency,
@@ -215,12 +218,13 @@ class _Opening:
         except BaseException:
             driver.close()
             raise
-        self._manager, self._owner = manager, task
+        self._manager, self._owner, self._thread_calls = manager, task, thread_calls
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         # The owner never raises, and an error of the body passes this task group by, so that it
         # arrives as it was raised and not in an exception group.
         self._tasks.start_soon(task.run, name="anyio_uring owner")
+        thread_calls.open(self._start)
         _current.set(self._manager)
         self._instruments.tell(Instrument.manager_opened, self._manager)
         return self._manager
@@ -237,10 +241,19 @@ class _Opening:
         # cancellation would take the place of the body's exception.
         self._tasks.cancel_scope.shield = True
         try:
-            await self._owner.aclose()
+            try:
+                await self._owner.aclose()
+            finally:
+                await self._thread_calls.aclose()
         finally:
             await self._tasks.__aexit__(None, None, None)
             self._instruments.tell(Instrument.manager_closed, manager)
+
+    def _start(self, task: CompletionTask) -> None:
+        self._tasks.start_soon(task.run, name="anyio_uring owner of threads")
+
+    def _traced(self, driver: Driver) -> Driver:
+        return TracedDriver(driver, self._instruments) if self._instruments.listens_to_operations() else driver
 
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:

@@ -5,43 +5,19 @@ Knows descriptors, addresses and ``statx(2)``; it knows nothing of drivers or ta
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import os
-import struct
-from functools import cache
 from typing import Any, Final
 
 import _cffi_backend
-import attrs
 
+from . import _libc, _statx
 from ._errors import MisalignedError
 from ._flags import RwFlags
 from ._requests import Request, is_direct, status_flags
+from ._statx import SAFE_ALIGNMENT, DirectAlignment
 
-# Enough for every device whose logical blocks fit a page; kernels that know larger ones tell by statx().
-SAFE_ALIGNMENT: Final = 4096
 _ALIGNMENT_MAX: Final = 1 << 30
-
-# linux/stat.h and linux/fcntl.h; part of the kernel's ABI.
-_STATX_DIOALIGN: Final = 0x2000
-_AT_EMPTY_PATH: Final = 0x1000
-_AT_STATX_DONT_SYNC: Final = 0x4000  # ask no server: what is asked here does not change
-_STATX_SIZE: Final = 256
-_DIO_FIELDS: Final = 0x98  # stx_dio_mem_align, stx_dio_offset_align
-
-
-@attrs.frozen
-class DirectAlignment:
-    """What reads and writes of a file opened with ``O_DIRECT`` must be multiples of, as far as the kernel tells."""
-
-    memory: int
-    """Of the address of each buffer, in bytes."""
-    offset: int
-    """Of the offset in the file, and of the length of each buffer, in bytes."""
-    is_supported: bool | None = None
-    """Whether the file has direct I/O; ``None`` if the kernel or the filesystem does not say
-    (``STATX_DIOALIGN``: Linux 6.1, not tmpfs): then the alignment is 4096, which is safe."""
 
 
 def dio_alignment(fd: int) -> DirectAlignment:
@@ -51,18 +27,12 @@ def dio_alignment(fd: int) -> DirectAlignment:
     :raises OSError: if the descriptor is bad
     """
     os.fstat(fd)  # whether it is a descriptor at all, where statx() cannot say
-    statx = _find_statx()
-    answer = ctypes.create_string_buffer(_STATX_SIZE)
-    # It fails where the kernel is too old, or a filter forbids it.
-    if statx is None or statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_DIOALIGN, answer) < 0:
+    answer = bytearray(_statx.SIZE)
+    try:
+        _libc.statx(fd, b"", _statx.AT_EMPTY_PATH | _statx.AT_STATX_DONT_SYNC, _statx.DIOALIGN, answer)
+    except OSError:  # the kernel is too old, or a filter forbids it
         return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT)
-    (mask,) = struct.unpack_from("=I", answer, 0)
-    memory, offset = struct.unpack_from("=II", answer, _DIO_FIELDS)
-    if not mask & _STATX_DIOALIGN:
-        return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT)
-    if not memory or not offset:
-        return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT, is_supported=False)
-    return DirectAlignment(memory, offset, is_supported=True)
+    return _statx.read(answer).direct_alignment
 
 
 def appends(fd: int, flags: int) -> bool:
@@ -126,8 +96,3 @@ def _address(memory: Any) -> int:
     """Return where an object's memory begins, also if it is read-only."""
     ffi = _cffi_backend.FFI()
     return int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
-
-
-@cache
-def _find_statx() -> Any:
-    return getattr(ctypes.CDLL(None, use_errno=True), "statx", None)

@@ -52,7 +52,9 @@ class Executor(Protocol):
         """Return a snapshot of the counters."""
         ...
 
-    async def perform(self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False) -> list[int]:
+    async def perform(
+        self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False, is_certain: bool = False
+    ) -> list[int]:
         """
         Carry out requests as one operation and return their results, in order.
 

@@ -28,7 +28,17 @@ import attrs
 
 from ._driver import CANCEL, MEMBER, MEMBER_MASK, NO_RESULT, member_of
 from ._inline import INLINE_BYTES_MAX, InlineReads
-from ._requests import FSYNC_DATASYNC, Memories, Opcode, Request, Requests, check_polled, is_direct
+from ._requests import (
+    FSYNC_DATASYNC,
+    AnyRequest,
+    Call,
+    Memories,
+    Opcode,
+    Request,
+    Requests,
+    check_polled,
+    is_direct,
+)
 from ._stats import UringFeatures
 
 if TYPE_CHECKING:
@@ -51,7 +61,7 @@ _PTMX: Final = os.makedev(5, 2)
 @attrs.define(eq=False)
 class _Row:
     user_data: int
-    request: Request
+    request: AnyRequest
     results: list[int] | None  # of its batch, if it is of one
     follower: _Row | None = None  # begins when this one has been carried out whole
     follows: bool = False
@@ -321,7 +331,7 @@ class ThreadDriver:
                 self._running.add(row.user_data)
                 self.enters += 1
             try:
-                res = _execute(row.request)
+                res = _call(row.request) if isinstance(row.request, Call) else _execute(row.request)
             except BaseException as exc:  # noqa: BLE001 - the owner raises it: C11
                 with self._lock:
                     self._active -= 1
@@ -426,6 +436,13 @@ def _read_cached(fd: int, memory: Any, length: int, offset: int) -> int:
     except OSError as exc:
         return -(exc.errno or errno.EIO)
     return done
+
+
+def _call(call: Call) -> int:
+    try:
+        return call.run()
+    except OSError as exc:
+        return -(exc.errno or errno.EIO)
 
 
 def _execute(request: Request) -> int | None:

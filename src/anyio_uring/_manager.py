@@ -6,6 +6,7 @@ rows or pointers, and what becomes of a request is :mod:`anyio_uring._performer`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -15,11 +16,10 @@ from typing import Any, Literal, overload
 import anyio
 import attrs
 
-from . import _arguments, _buffers, _direct, _flags
+from . import _arguments, _buffers, _direct, _flags, _path_calls, _statx
 from ._arguments import FD_MAX, OFFSET_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
-from ._direct import DirectAlignment
 from ._errors import MisalignedError
 from ._executor import Executor, Facilities
 from ._fixed_buffers import BufferPool, FixedBuffer
@@ -27,9 +27,12 @@ from ._fixed_files import FileTable, RegisteredFile, Registration
 from ._inline import INLINE_BYTES_MAX, Budget, InlineReads
 from ._latency import LatencyInstrument
 from ._options import DriverName, UringOptions
+from ._path_calls import Path
 from ._performer import Performer
 from ._requests import TRANSFER_MAX, Batch, Memories, Opcode, Request, check_polled, is_direct
 from ._stats import IoStatistics, UringFeatures
+from ._statx import DirectAlignment, FileStatus
+from ._thread_calls import ThreadCalls
 from ._waiters import Loop
 
 
@@ -81,6 +84,7 @@ class AsyncIoManager:
         "_performer",
         "_read_now",
         "_task",
+        "_thread_calls",
     )
 
     def __init__(
@@ -90,6 +94,7 @@ class AsyncIoManager:
         loop: Loop,
         *,
         options: UringOptions,
+        thread_calls: ThreadCalls | None = None,
         fallback_reason: str | None,
         outer: AsyncIoManager | None,
         latency: LatencyInstrument | None = None,
@@ -108,7 +113,8 @@ class AsyncIoManager:
         self._outer = outer
         self._latency = latency
         self._closed = False
-        self._performer = Performer(task, driver, loop)
+        self._thread_calls = thread_calls
+        self._performer = Performer(task, driver, loop, thread_calls)
         self._direct_fds = self._performer.direct_fds
         self._buffers: BufferPool | None = None
         self._files = FileTable(
@@ -174,7 +180,8 @@ class AsyncIoManager:
             inline_misses=inline.misses,
             bytes_read=statistics.bytes_read + inline.bytes,
             short_reads=statistics.short_reads + inline.shorts,
-            fallback_operations=statistics.completions if self._fallback_reason is not None else 0,
+            fallback_operations=(0 if self._thread_calls is None else self._thread_calls.completions)
+            + (statistics.completions if self._fallback_reason else 0),
             latency=None if self._latency is None else self._latency.histogram.quantiles(),
         )
 
@@ -251,8 +258,8 @@ class AsyncIoManager:
         :return: bytes read; 0 at the end of the file
         :raises OSError: as :func:`os.preadv` would
         """
-        task, inline = self._task, self._inline
-        task.check()
+        inline = self._inline
+        self._task.check()
         request = _arguments.readinto_request(fd, buffer, offset, flags)
         try:
             length = len(request.memory)
@@ -267,7 +274,7 @@ class AsyncIoManager:
             ):
                 if self._budget is None or self._must_yield():
                     await self._checkpoint()  # C1
-                    task.check()
+                    self._task.check()
                     if request.file is not None:  # a registered file may have been updated or closed meanwhile
                         request.fd, request.file = _arguments.descriptor(fd)
                 count = self._read_now(request.fd, self._driver.expose(request.memory), length, request.offset)
@@ -277,7 +284,7 @@ class AsyncIoManager:
                     return count
                 inline.note_miss(request.fd)
                 passed = True
-            (count,) = await task.perform((request,), has_passed=passed)
+            (count,) = await self._task.perform((request,), has_passed=passed)
             if count < 0:
                 raise self._performer.error(count, request)
             return count
@@ -573,6 +580,211 @@ class AsyncIoManager:
         results = await self._performer.batch([_arguments.sync_request(fd, data_only=False) for fd in fds])
         outcomes = [None if isinstance(res, int) else res for res in results]
         _arguments.settled("fsync_batch", outcomes, return_exceptions=False)
+
+    # --- paths ----------------------------------------------------------------------------------
+
+    async def open(
+        self,
+        path: Path,
+        flags: int = os.O_RDONLY,
+        mode: int = 0o666,
+        *,
+        dir_fd: int | None = None,
+        direct: bool = False,
+    ) -> int:
+        """
+        Open a file, like :func:`os.open`: the descriptor is the caller's, to be closed with :meth:`close`.
+
+        :param flags: ``os.O_*``; ``O_CLOEXEC`` is always among them
+        :param mode: permissions of a file that it creates, less the process's umask
+        :param dir_fd: descriptor of the directory that a relative path starts from
+        :param direct: add ``O_DIRECT``: reads and writes go past the page cache
+        :return: the descriptor; also if the call was cancelled when the file had been opened: then the
+            cancellation strikes at the next checkpoint
+        :raises OSError: as :func:`os.open` would; ``EINVAL`` where there is no direct I/O
+
+        An open that waits (of a FIFO, for its other end) can be cancelled on the ring.  On threads it holds one of
+        the 32 workers, and the end of the manager waits for it: give ``O_NONBLOCK`` there.
+        """
+        return await self._performer.call(_path_calls.open_file(path, flags, mode, dir_fd, direct=direct))
+
+    async def close(self, fd: int) -> None:
+        """
+        Close a descriptor, like :func:`os.close`, also if the call is cancelled.
+
+        A cancellation strikes at the next checkpoint.  Operations with this number must have returned.
+
+        :raises OSError: as :func:`os.close` would; the descriptor is gone then, unless it is ``EBADF``
+        """
+        await self._performer.call(_path_calls.close(fd), is_certain=True)
+
+    async def stat(
+        self, path: Path | FileDescriptor, *, dir_fd: int | None = None, follow_symlinks: bool = True
+    ) -> FileStatus:
+        """
+        Ask for the status of a file, like :func:`os.stat` (``statx(2)``).
+
+        :param path: a path, or a descriptor
+        :param dir_fd: descriptor of the directory that a relative path starts from
+        :param follow_symlinks: ask about the file that a symbolic link leads to, not about the link
+        :raises OSError: as :func:`os.stat` would
+        """
+        call, answer = _path_calls.stat(path, dir_fd, follow_symlinks=follow_symlinks)
+        await self._performer.call(call)
+        return _statx.read(answer)
+
+    async def rename(
+        self,
+        src: Path,
+        dst: Path,
+        *,
+        src_dir_fd: int | None = None,
+        dst_dir_fd: int | None = None,
+        noreplace: bool = False,
+        exchange: bool = False,
+    ) -> None:
+        """
+        Rename a file or directory, like :func:`os.rename`; what ``dst`` was is replaced in one step.
+
+        :param noreplace: fail with ``EEXIST`` if there is a ``dst`` (``RENAME_NOREPLACE``, Linux 3.15)
+        :param exchange: let the two change places (``RENAME_EXCHANGE``, Linux 3.15)
+        :raises OSError: as :func:`os.rename` would; ``EINVAL`` if the filesystem lacks what was asked
+
+        If it raises the cancellation, nothing was renamed.  It is durable after an fsync of the directories.
+        """
+        await self._performer.call(
+            _path_calls.rename(src, dst, src_dir_fd, dst_dir_fd, noreplace=noreplace, exchange=exchange)
+        )
+
+    async def unlink(self, path: Path, *, dir_fd: int | None = None) -> None:
+        """
+        Remove a file's name, like :func:`os.unlink`.
+
+        :raises OSError: as :func:`os.unlink` would
+        """
+        await self._performer.call(_path_calls.unlink(path, dir_fd))
+
+    async def rmdir(self, path: Path, *, dir_fd: int | None = None) -> None:
+        """
+        Remove an empty directory, like :func:`os.rmdir`.
+
+        :raises OSError: as :func:`os.rmdir` would
+        """
+        await self._performer.call(_path_calls.rmdir(path, dir_fd))
+
+    async def mkdir(self, path: Path, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        """
+        Make a directory, like :func:`os.mkdir`.
+
+        :param mode: its permissions, less the process's umask
+        :raises OSError: as :func:`os.mkdir` would
+        """
+        await self._performer.call(_path_calls.mkdir(path, mode, dir_fd))
+
+    async def link(
+        self,
+        src: Path,
+        dst: Path,
+        *,
+        src_dir_fd: int | None = None,
+        dst_dir_fd: int | None = None,
+        follow_symlinks: bool = True,
+    ) -> None:
+        """
+        Make a hard link ``dst`` to the file ``src`` (``linkat(2)``).
+
+        :param follow_symlinks: link the file that a symbolic link leads to, not the link itself.  On Linux
+            :func:`os.link` does so only if it is given a directory
+        :raises OSError: as :func:`os.link` would
+        """
+        await self._performer.call(_path_calls.link(src, dst, src_dir_fd, dst_dir_fd, follow_symlinks=follow_symlinks))
+
+    async def symlink(self, src: Path, dst: Path, *, dir_fd: int | None = None) -> None:
+        """
+        Make a symbolic link ``dst`` that says ``src``, like :func:`os.symlink`.
+
+        :param dir_fd: descriptor of the directory that ``dst`` starts from
+        :raises OSError: as :func:`os.symlink` would
+        """
+        await self._performer.call(_path_calls.symlink(src, dst, dir_fd))
+
+    # --- what a file has beside its content -----------------------------------------------------
+
+    async def truncate(self, path: Path | FileDescriptor, length: int) -> None:
+        """
+        Make a file so long, like :func:`os.truncate`: what is behind is cut off, what is missing reads as zeros.
+
+        :param path: a path, or a descriptor (``IORING_OP_FTRUNCATE``, Linux 6.9)
+        :param length: bytes
+        :raises OSError: as :func:`os.truncate` would
+        """
+        await self._performer.call(_path_calls.truncate(path, length))
+
+    async def fallocate(self, fd: FileDescriptor, mode: int, offset: int, length: int) -> None:
+        """
+        Allocate or give back a range of a file (``fallocate(2)``).
+
+        :param mode: 0: allocate, as :func:`os.posix_fallocate` does; or ``FALLOC_FL_*`` of ``linux/falloc.h``:
+            1 keeps the size, 3 punches a hole, 16 zeroes the range
+        :param offset: byte where it begins
+        :param length: bytes
+        :raises OSError: ``ENOSPC`` if there is no room, ``EOPNOTSUPP`` if the filesystem lacks the mode
+        """
+        await self._performer.call(_path_calls.fallocate(fd, mode, offset, length))
+
+    async def fadvise(self, fd: FileDescriptor, offset: int, length: int, advice: int) -> None:
+        """
+        Say how a range of a file will be used, like :func:`os.posix_fadvise`.
+
+        :param length: bytes; 0: to the end of the file
+        :param advice: ``os.POSIX_FADV_*``
+        :raises OSError: as :func:`os.posix_fadvise` would
+        """
+        await self._performer.call(_path_calls.fadvise(fd, offset, length, advice))
+
+    async def sync_file_range(self, fd: FileDescriptor, offset: int, length: int, flags: int) -> None:
+        """
+        Start, or wait for, writing a range of the page cache out (``sync_file_range(2)``).
+
+        It makes nothing durable: neither metadata nor the device's own cache are written; :meth:`fdatasync` does.
+
+        :param length: bytes; 0: to the end of the file
+        :param flags: ``SYNC_FILE_RANGE_*`` of ``linux/fs.h``: 1 wait before, 2 write, 4 wait after
+        :raises OSError: ``EIO`` if writing failed, ``EINVAL``, ``ESPIPE``
+        """
+        await self._performer.call(_path_calls.sync_file_range(fd, offset, length, flags))
+
+    async def getxattr(self, path: Path | FileDescriptor, name: Path, *, follow_symlinks: bool = True) -> bytes:
+        """
+        Return an extended attribute of a file, like :func:`os.getxattr`.
+
+        :param path: a path, or a descriptor (``IORING_OP_FGETXATTR``, Linux 5.19)
+        :param name: with its namespace: ``"user.comment"``
+        :raises OSError: as :func:`os.getxattr` would: ``ENODATA`` if there is none
+        """
+        value = bytearray(_path_calls.XATTR_SIZE_MAX)
+        call = _path_calls.getxattr(path, name, value, follow_symlinks=follow_symlinks)
+        return bytes(memoryview(value)[: await self._performer.call(call)])
+
+    async def setxattr(
+        self,
+        path: Path | FileDescriptor,
+        name: Path,
+        value: SupportsBuffer,
+        flags: int = 0,
+        *,
+        follow_symlinks: bool = True,
+    ) -> None:
+        """
+        Set an extended attribute of a file, like :func:`os.setxattr`.
+
+        :param path: a path, or a descriptor (``IORING_OP_FSETXATTR``, Linux 5.19)
+        :param name: with its namespace: ``"user.comment"``
+        :param value: copied before the method awaits anything
+        :param flags: ``os.XATTR_CREATE`` or ``os.XATTR_REPLACE``
+        :raises OSError: as :func:`os.setxattr` would
+        """
+        await self._performer.call(_path_calls.setxattr(path, name, value, flags, follow_symlinks=follow_symlinks))
 
     # --- in order -------------------------------------------------------------------------------
 

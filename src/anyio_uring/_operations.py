@@ -6,6 +6,8 @@ Knows no driver, no event loop and no life cycle: see :mod:`anyio_uring._complet
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 import attrs
@@ -13,7 +15,7 @@ import attrs
 from ._driver import Results, Rows
 from ._fixed_files import Target
 from ._flags import NOWAIT
-from ._requests import DISKS, Request, Requests, file_type
+from ._requests import DISKS, AnyRequest, Opcode, Request, Requests, file_type
 from ._waiters import Cancellation
 
 CANCELED: Final = -errno.ECANCELED
@@ -36,18 +38,18 @@ class Operation:
     is_gathered: bool = False  # the driver writes the results
     staged: int = 0  # members that were given room
     submitted: int = 0  # members that the driver has taken
-    is_cancelling: bool = False
-    unsent: int = 0  # members that a cancellation found before the driver had them (C4)
+    unsent: int | None = None  # members that a cancellation found before the driver had them (C4); None: not cancelled
     is_dropped: bool = False
     error: BaseException | None = None  # in place of results
-    orphans: list[Target] | None = None  # whom it holds when nobody waits for it any more
+    orphans: list[Target] | None = None  # nobody will have its results; what it holds until then
     # What the waiters' module asks for.
     waiter: Any = None
     is_awake: bool = False
     cancellation: Cancellation | None = None
+    is_certain: bool = False  # no cancellation reaches it: a close
 
 
-def is_transient(request: Request, res: int) -> bool:
+def is_transient(request: AnyRequest, res: int) -> bool:
     """
     Whether an operation did not happen and is to be asked again.
 
@@ -56,14 +58,23 @@ def is_transient(request: Request, res: int) -> bool:
     """
     if res >= 0:
         return False
+    if request.opcode is Opcode.CLOSE:
+        return False  # whatever it answers, the descriptor is gone: close(2), "Dealing with error returns"
     if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
         return True
     return res == _TRY_AGAIN and not request.op_flags & NOWAIT and file_type(request.fd) in DISKS
 
 
-def repeat(request: Request, res: int) -> Request:
+def repeat(request: AnyRequest, res: int) -> AnyRequest:
     """Return the request that asks a transient one again."""
-    if res == _NOT_SEEKABLE:
+    if res == _NOT_SEEKABLE and isinstance(request, Request):
         return attrs.evolve(request, offset=-1)
     # From a worker of the kernel, which may block, where the inline attempt gave up.
     return attrs.evolve(request, force_async=True)
+
+
+def take_back(requests: Requests, results: Sequence[int]) -> None:
+    """Close the descriptors that an operation has opened for somebody who will not have them (C9)."""
+    for request, res in zip(requests, results):
+        if request.opcode is Opcode.OPENAT and res >= 0:
+            os.close(res)

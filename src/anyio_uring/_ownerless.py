@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from ._fallback import _execute, _read_now
+from ._fallback import _call, _execute, _read_now
 from ._fixed_files import hold, let_go
 from ._options import DriverName
-from ._requests import Memories, Opcode, Request, Requests
+from ._requests import AnyRequest, Call, Memories, Opcode, Requests
 from ._stats import IoStatistics, UringFeatures
 from ._transfers import Transfers
 from ._waiters import Loop
@@ -106,7 +106,9 @@ class OwnerlessExecutor:
         if self.is_forked():
             raise RuntimeError("this file or manager belongs to the parent process: open a new one in the forked child")
 
-    async def perform(self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False) -> list[int]:
+    async def perform(
+        self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False, is_certain: bool = False
+    ) -> list[int]:
         self.check()
         if not requests:
             if not has_passed:
@@ -118,7 +120,8 @@ class OwnerlessExecutor:
             self._in_flight_max = max(self._in_flight_max, self._submissions - self._completions)
             results: list[int | None] = [None] * len(requests)
             try:
-                await self._carry_out(requests, results, is_chain=is_chain)
+                with anyio.CancelScope(shield=is_certain):
+                    await self._carry_out(requests, results, is_chain=is_chain, is_certain=is_certain)
             finally:
                 self._completions += len(requests)
                 settled = [_CANCELED if res is None else res for res in results]
@@ -182,11 +185,13 @@ class OwnerlessExecutor:
 
     # --- inside ---------------------------------------------------------------------------------
 
-    async def _carry_out(self, requests: Requests, results: list[int | None], *, is_chain: bool) -> None:
+    async def _carry_out(
+        self, requests: Requests, results: list[int | None], *, is_chain: bool, is_certain: bool
+    ) -> None:
         """Fill in the results; what is not ready is waited for, and tried again."""
         while True:
             job = partial(_carry_out_ready, requests, results, is_chain=is_chain)
-            tried = await self._loop.run_in_thread(job, self._limiter)
+            tried = await self._loop.run_in_thread(job, self._limiter, is_certain=is_certain)
             self._enters += tried
             left = [requests[i] for i, res in enumerate(results) if res is None]
             if not left:
@@ -201,7 +206,7 @@ def _carry_out_ready(requests: Requests, results: list[int | None], *, is_chain:
         if results[i] is not None:
             continue
         tried += 1
-        results[i] = res = _execute(request)
+        results[i] = res = _call(request) if isinstance(request, Call) else _execute(request)
         if not is_chain:
             continue
         if res is None:
@@ -212,7 +217,7 @@ def _carry_out_ready(requests: Requests, results: list[int | None], *, is_chain:
     return tried
 
 
-async def _wait_for_any(requests: Sequence[Request]) -> None:
+async def _wait_for_any(requests: Sequence[AnyRequest]) -> None:
     """Wait until one of these requests' descriptors is ready, without a thread."""
     with ExitStack() as twins:
         waits: list[Callable[[], Awaitable[None]]] = []

@@ -16,12 +16,13 @@ import attrs
 
 from . import _arguments, _direct, _flags
 from ._arguments import FileDescriptor
-from ._direct import SAFE_ALIGNMENT
 from ._errors import MisalignedError
 from ._executor import Executor, Facilities
 from ._fallback import transfer_now
 from ._flags import NOWAIT
-from ._requests import TRANSFER_MAX, WRITES, HasFileno, Opcode, Request, Requests, is_direct
+from ._requests import TRANSFER_MAX, WRITES, Call, DataRequests, HasFileno, Opcode, Request, is_direct
+from ._statx import SAFE_ALIGNMENT
+from ._thread_calls import ThreadCalls
 from ._waiters import Loop
 
 # More than a process has open; beyond it one refused read more for each.
@@ -36,10 +37,11 @@ class Performer:
         aligned memory
     """
 
-    __slots__ = ("_checkpoint", "_driver", "_memory_type", "_task", "direct_fds")
+    __slots__ = ("_checkpoint", "_driver", "_memory_type", "_task", "_thread_calls", "direct_fds")
 
-    def __init__(self, task: Executor, driver: Facilities, loop: Loop) -> None:
+    def __init__(self, task: Executor, driver: Facilities, loop: Loop, thread_calls: ThreadCalls | None) -> None:
         self._task = task
+        self._thread_calls = thread_calls
         self._driver = driver
         self._checkpoint = loop.checkpoint
         self._memory_type = driver.memory_type
@@ -91,7 +93,7 @@ class Performer:
         alignment = max(SAFE_ALIGNMENT, outcome.memory_alignment)
         return attrs.evolve(request, memory=_direct.aligned_buffer(len(request.memory), alignment=alignment))
 
-    async def read_batch_again(self, requests: Requests, outcomes: list[int | OSError]) -> list[bytes | OSError]:
+    async def read_batch_again(self, requests: DataRequests, outcomes: list[int | OSError]) -> list[bytes | OSError]:
         """Make the outcomes of reads bytes; those that were refused for their memory are read again, as one batch."""
         results: list[bytes | OSError] = [
             _arguments.to_bytes(requests[i].memory, outcome) if isinstance(outcome, int) else outcome
@@ -153,7 +155,7 @@ class Performer:
         os.lseek(fd, *((0, os.SEEK_END) if is_appended else (position + count, os.SEEK_SET)))
         return count
 
-    async def _perform_now(self, requests: Requests) -> list[int]:
+    async def _perform_now(self, requests: DataRequests) -> list[int]:
         """
         Perform requests that must not wait (``RWF_NOWAIT``) in this thread.
 
@@ -199,6 +201,25 @@ class Performer:
             return await self.transfer(request)
         finally:
             request.release()
+
+    async def call(self, call: Call, *, is_certain: bool = False) -> int:
+        """
+        Perform a call, on a thread if the ring cannot, and return its result.
+
+        :param is_certain: also if it is cancelled, which then strikes at the next checkpoint
+        """
+        owner = self._task if self._thread_calls is None or self._can_carry_out(call) else self._thread_calls
+        (res,) = await owner.perform((call,), is_certain=is_certain)
+        if res < 0:
+            raise call.error(res)
+        return res
+
+    def _can_carry_out(self, call: Call) -> bool:
+        if self._driver.name == "threads":
+            return True
+        features = self._driver.features
+        # A ring that polls its devices refuses everything but reads and writes.
+        return call.fits_ring and call.opcode in features.opcodes and "IOPOLL" not in features.setup_flags
 
     async def batch(self, requests: list[Request], *, are_ours: bool = False) -> list[int | OSError]:
         """Perform many requests as one operation: for each its count or its error. Callers' memory is released."""
@@ -260,7 +281,7 @@ class Performer:
             raise _arguments.error(synced, sync.file)
         return done
 
-    def outcomes(self, requests: Requests, results: list[int]) -> list[int | OSError]:
+    def outcomes(self, requests: DataRequests, results: list[int]) -> list[int | OSError]:
         return [res if res >= 0 else self.error(res, requests[i]) for i, res in enumerate(results)]
 
     def error(self, res: int, request: Request) -> OSError:

@@ -10,8 +10,8 @@ import enum
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Protocol, Union
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, Protocol, Union
 
 import attrs
 
@@ -37,9 +37,23 @@ class Opcode(enum.IntEnum):
     # What a driver makes of READ and WRITE where their memory is registered; nobody else names them.
     READ_FIXED = 4
     WRITE_FIXED = 5
+    SYNC_FILE_RANGE = 8
     ASYNC_CANCEL = 14
+    FALLOCATE = 17
+    OPENAT = 18
+    CLOSE = 19
+    STATX = 21
     READ = 22
     WRITE = 23
+    FADVISE = 24
+    RENAMEAT = 35  # Linux 5.11, as UNLINKAT
+    UNLINKAT = 36
+    MKDIRAT = 37  # 5.15, as the next two
+    SYMLINKAT = 38
+    LINKAT = 39
+    FSETXATTR = 41  # 5.19, as FGETXATTR
+    FGETXATTR = 43
+    FTRUNCATE = 55  # 6.9
 
 
 # IOSQE_FIXED_FILE, IOSQE_IO_LINK, IOSQE_ASYNC; and every flag of a submission queue entry that is in use: a ring opened
@@ -130,6 +144,54 @@ class Request:
 
 
 @attrs.define(eq=False)
+class Call:
+    """
+    One operation of the kernel that moves no file data: it has a path, or a descriptor, and a few numbers.
+
+    Beside a :class:`Request` it goes through the same drivers, and so under the same contract.
+
+    :ivar fd: the descriptor; the directory that a path is relative to
+    :ivar run: does the same with a system call: returns its result, 0 or more, or raises :class:`OSError`
+    :ivar first: what ``sqe->addr`` points to (a path that ends with a zero byte ...), or the number in its place
+    :ivar second: the same of ``sqe->addr2``, which is ``sqe->off``, too
+    :ivar length: ``sqe->len``
+    :ivar op_flags: ``sqe->open_flags``, ``statx_flags`` ...
+    :ivar file: the object whose ``fileno()`` gave ``fd``, as a request's
+    :ivar names: for an error: no, one or two paths
+    :ivar reasons: what an errno means here, where ``strerror()`` would say too little
+    :ivar fits_ring: whether an entry of the submission queue has room for it
+    """
+
+    opcode: Opcode
+    fd: int
+    run: Callable[[], int] = attrs.field(repr=False)
+    first: bytes | bytearray | int = 0
+    second: bytes | bytearray | int = 0
+    length: int = 0
+    op_flags: int = 0
+    file: HasFileno | None = None
+    names: tuple[object, ...] = ()
+    reasons: Mapping[int, str] = attrs.field(factory=dict)
+    force_async: bool = False
+    fits_ring: bool = True
+    # As a request has them.
+    memory: ClassVar[Any] = None
+    size: ClassVar[int] = 0
+    is_linked: ClassVar[bool] = False
+
+    @property
+    def offset(self) -> int:
+        """What instruments are told: the byte offset, of those that have one."""
+        return self.second if isinstance(self.second, int) else 0
+
+    def error(self, res: int) -> OSError:
+        """Return the error of a negative result, as :mod:`os` would raise it."""
+        reason = self.reasons.get(-res, os.strerror(-res))
+        first, second = (*self.names, None, None)[:2]
+        return OSError(-res, reason, first, None, second)
+
+
+@attrs.define(eq=False)
 class Memories:
     """
     The memory of a batch: new, or callers'.
@@ -173,7 +235,9 @@ class Batch:
         return map(self.__getitem__, range(len(self.fds)))
 
 
-Requests = Union[Sequence[Request], Batch]
+AnyRequest = Union[Request, Call]
+DataRequests = Union[Sequence[Request], Batch]
+Requests = Union[Sequence[AnyRequest], Batch]
 
 
 def keep(requests: Requests) -> None:
@@ -182,7 +246,8 @@ def keep(requests: Requests) -> None:
         requests.memories.is_kept = True
     else:
         for request in requests:
-            request.is_kept = True
+            if isinstance(request, Request):
+                request.is_kept = True
 
 
 def file_type(fd: int) -> int:
@@ -207,6 +272,8 @@ def check_polled(requests: Requests) -> None:
     :raises ValueError: at a sync, and at a descriptor without ``O_DIRECT``
     """
     for request in requests:
+        if isinstance(request, Call):
+            continue  # never of a ring: a thread carries it out
         if request.opcode is Opcode.FSYNC:
             raise ValueError(
                 "iopoll=True polls for reads and writes and cannot sync: "

@@ -35,7 +35,9 @@ from ._requests import (
     SQE_FLAGS,
     SQE_LINK,
     WRITES,
+    AnyRequest,
     Batch,
+    Call,
     Memories,
     Opcode,
     Request,
@@ -94,6 +96,7 @@ _INLINE_BATCH_COPY_MAX: Final = 4 << 20
 # One au_row: user_data, address, offset, length, fd, op_flags, and opcode | sqe_flags << 8 | buf_index << 16.
 _ROW: Final = "QQqIiII"
 _OPCODE_MASK: Final = 0xFF
+_UINT32_MAX: Final = 0xFFFFFFFF
 _ROW_SIZE: Final = struct.calcsize("=" + _ROW)
 _PACK_POWER_MAX: Final = 8
 _PROBE_MS_MAX: Final = 10_000
@@ -472,7 +475,8 @@ class UringDriver:
         """
         self._make_buffer_table()
         self._make_file_table(file_slots)
-        opcodes = bytes(Opcode)
+        # One that the kernel does not know, it does not let itself be told of either.
+        opcodes = bytes(sorted(self._features.opcodes.intersection(Opcode)))
         ret = self._lib.au_restrict(self._ring, opcodes, len(opcodes), SQE_FLAGS)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
@@ -542,7 +546,7 @@ class UringDriver:
         if self._features.fixed_files != outcome:
             self._features = attrs.evolve(self._features, fixed_files=outcome)
 
-    def _place(self, request: Request, head: int) -> tuple[int, int]:
+    def _place(self, request: AnyRequest, head: int) -> tuple[int, int]:
         """Return where a request goes: its slot, and that it is one; or its descriptor."""
         found = self.fixed_files.get(id(request.file))
         return (request.fd, head) if found is None else (found[0], head | SQE_FIXED_FILE << 8)
@@ -631,7 +635,23 @@ class UringDriver:
     def retire(self, user_data: int) -> None:
         self._lib.au_gather(self._ring, user_data, self._ffi.NULL, 0)
 
-    def _prepare_one(self, user_data: int, request: Request) -> tuple[tuple[int, ...], object]:
+    def _prepare_call(self, user_data: int, call: Call) -> tuple[tuple[int, ...], object]:
+        # By its descriptor, also if the file is registered: several of these know no IOSQE_FIXED_FILE.
+        first, first_pin = self._point_to(call.first)
+        second, second_pin = self._point_to(call.second)
+        head = int(call.opcode) | (SQE_ASYNC << 8 if call.force_async else 0)
+        length, op_flags = call.length & _UINT32_MAX, call.op_flags & _UINT32_MAX
+        return (user_data, first, second, length, call.fd, op_flags, head), (call, first_pin, second_pin)
+
+    def _point_to(self, value: bytes | bytearray | int) -> tuple[int, object]:
+        if isinstance(value, int):
+            return value, None
+        pin = self._ffi.from_buffer(value)
+        return int(self._ffi.cast("uintptr_t", pin)), pin
+
+    def _prepare_one(self, user_data: int, request: AnyRequest) -> tuple[tuple[int, ...], object]:
+        if isinstance(request, Call):
+            return self._prepare_call(user_data, request)
         memory = request.memory
         head = int(request.opcode)
         fd = request.fd

@@ -74,7 +74,8 @@ class IoStatistics:
     overflows: int
     """Times the completion queue was found overflown (nothing is lost then; it should stay 0)."""
     fallback_operations: int = 0
-    """Operations that threads carried out because there was no ring to be had; 0 with ``driver="threads"``."""
+    """Operations that threads carried out because there was no ring to be had, or because it cannot do them (path
+    operations of newer kernels); 0 with ``driver="threads"``."""
     latency: LatencyQuantiles | None = None
     """How long operations took, if the manager was opened with ``latency=True``."""
 

@@ -10,7 +10,6 @@ from typing import Final
 from ._requests import Batch, Opcode, Requests
 
 _READ: Final = Opcode.READ
-_SYNC: Final = Opcode.FSYNC
 _READS: Final = (Opcode.READ, Opcode.READV)
 
 
@@ -44,7 +43,7 @@ class Transfers:
 
     def _count_each(self, requests: Requests, results: list[int]) -> None:
         for request, res in zip(requests, results):
-            if res < 0 or request.opcode is _SYNC:
+            if res < 0 or request.memory is None:
                 continue
             is_short = _is_short(res, request.size)
             if request.opcode in _READS:

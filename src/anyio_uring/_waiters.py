@@ -134,12 +134,16 @@ class Loop(Protocol):
         """Raise a cancellation that struck :meth:`nap`, if ``abort`` agrees; otherwise wait on."""
         ...
 
-    async def run_in_thread(self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None) -> ResultT:
+    async def run_in_thread(
+        self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None, *, is_certain: bool = False
+    ) -> ResultT:
         """
         Call a function in a worker thread of anyio's, and wait for its end.
 
         A cancellation is raised if the function has not begun, and then it never will; otherwise its result
         is returned, and the cancellation strikes at the next checkpoint (C6, C7).
+
+        :param is_certain: no cancellation keeps it from running; the caller shields it from anyio's
         """
         ...
 
@@ -233,7 +237,13 @@ class _TrioLoop:
     ) -> Cancellation:
         raise AssertionError("trio has decided") from cancelled
 
-    async def run_in_thread(self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None) -> ResultT:
+    async def run_in_thread(
+        self,
+        function: Callable[[], ResultT],
+        limiter: anyio.CapacityLimiter | None,
+        *,
+        is_certain: bool = False,  # noqa: ARG002 - trio knows no cancellation that passes shields
+    ) -> ResultT:
         return await anyio.to_thread.run_sync(function, limiter=limiter)
 
     def may_be_cancelled(self) -> bool:
@@ -375,14 +385,19 @@ class _AsyncioLoop:
                         cancellation.also(exc)
         return cancellation
 
-    async def run_in_thread(self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None) -> ResultT:
+    async def run_in_thread(
+        self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None, *, is_certain: bool = False
+    ) -> ResultT:
         job = _Job(function)
         try:
             await anyio.to_thread.run_sync(job.run, limiter=limiter)
         except asyncio.CancelledError as exc:
             # anyio shields the wait from its own cancellations, and not from native ones.
             if job.outcome.cancel():
-                raise
+                if not is_certain:
+                    raise
+                _AsyncioCancellation(self.native, exc).keep()
+                return function()  # here: this task may wait for no thread any more
             job.outcome.add_done_callback(lambda _: self.native.call_soon_threadsafe(self.wake, job))
             (await self.outlast(job, lambda _: False, exc)).keep()
         return job.outcome.result()
