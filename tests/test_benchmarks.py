@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from benchmarks import __main__ as command_line
 from benchmarks import data, participants
 from benchmarks.cases import CASES, Case
-from benchmarks.environments import AbsentEnvironmentError, Environments
+from benchmarks.environments import ROOT, AbsentEnvironmentError, Environments, clean_environment
 from benchmarks.figures import GOALS, Figure, Goal, Spread, figure, figures, ratios
 from benchmarks.measure import Run
 from benchmarks.participants import PARTICIPANTS
@@ -212,3 +214,17 @@ def test_the_library_itself_is_never_absent(participant: Any, path: Path) -> Non
     with path.open("rb") as file:
         worker.descriptor = file.fileno()
         assert anyio.run(read, backend="trio" if participant.loop == "trio" else "asyncio") == b"\0\0\0\1"
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_what_registered_resources_and_sqpoll_change(tmp_path: Path, loop: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.resources", "--file", str(tmp_path / "file"), "--size", "1"]
+    command += ["--rounds", "1", "--reads", "640", "--loop", loop]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    entries = {row[0]: int(row[1].replace(",", "")) for row in rows if row[0] in {"interrupts", "SQPOLL"}}
+    assert entries["interrupts"] >= 640 / 64 > entries["SQPOLL"]
+    ways = [row[0] for row in rows if len(row) == 3]
+    assert ways[2:] == ["plain", "registered buffers", "registered file", "both"]
