@@ -7,6 +7,7 @@ waits, or how a driver carries it out.
 from __future__ import annotations
 
 import enum
+import errno
 import fcntl
 import os
 import stat
@@ -68,6 +69,9 @@ WRITES: Final = frozenset({Opcode.WRITE, Opcode.WRITEV})
 TRANSFER_MAX: Final = 0x7FFFF000
 # linux/uio.h, UIO_MAXIOV: the most buffers that one readv or writev takes.
 VECTOR_MAX: Final = 1024
+# EINTR; and ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (linux/errno.h), which system calls
+# never show and the ring does: an open of a FIFO that io-wq was told to give up answers 512 (seen on Linux 6.18).
+INTERRUPTED: Final = frozenset({-errno.EINTR, -512, -513, -514, -516})
 # linux/io_uring.h: sqe->fsync_flags.
 FSYNC_DATASYNC: Final = 1
 
@@ -165,8 +169,8 @@ class Call:
     opcode: Opcode
     fd: int
     run: Callable[[], int] = attrs.field(repr=False)
-    first: bytes | bytearray | int = 0
-    second: bytes | bytearray | int = 0
+    first: bytes | bytearray | memoryview | int = 0
+    second: bytes | bytearray | memoryview | int = 0
     length: int = 0
     op_flags: int = 0
     file: HasFileno | None = None
@@ -186,9 +190,9 @@ class Call:
 
     def error(self, res: int) -> OSError:
         """Return the error of a negative result, as :mod:`os` would raise it."""
-        reason = self.reasons.get(-res, os.strerror(-res))
+        code = errno.EINTR if res in INTERRUPTED else -res
         first, second = (*self.names, None, None)[:2]
-        return OSError(-res, reason, first, None, second)
+        return OSError(code, self.reasons.get(code, os.strerror(code)), first, None, second)
 
 
 @attrs.define(eq=False)
@@ -215,23 +219,31 @@ class Memories:
 @attrs.define(eq=False)
 class Batch:
     """
-    Many reads of one buffer each, as columns: making a :class:`Request` of each takes 0.8 us.
+    Many reads of one buffer each, or calls of one kind, as columns: making a :class:`Request` of each takes 0.8 us.
 
     A sequence of requests for everyone who does not know better.
+
+    :ivar memories: of calls, what ``sqe->addr`` points to, with ``sqe->len`` as their lengths
+    :ivar op_flags: of each
+    :ivar make_call: returns a member, if they are calls
     """
 
     opcode: Opcode
     fds: Sequence[int]
     memories: Memories
     offsets: Sequence[int]
+    op_flags: int = 0
+    make_call: Callable[[int], Call] | None = None
 
     def __len__(self) -> int:
         return len(self.fds)
 
-    def __getitem__(self, index: int) -> Request:
+    def __getitem__(self, index: int) -> Any:
+        if self.make_call is not None:
+            return self.make_call(index)
         return Request(self.opcode, self.fds[index], self.memories.objects[index], self.offsets[index])
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[Any]:
         return map(self.__getitem__, range(len(self.fds)))
 
 
