@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
-from anyio_uring import AsyncIoManager, FileStatus
+from anyio_uring import AsyncIoManager, FileStatus, Instrument, OperationTrace, aligned_buffer, open_uring
+from anyio_uring._requests import Opcode
+from anyio_uring._ring import UringDriver
 
+# linux/falloc.h; linux/fs.h: SYNC_FILE_RANGE_WAIT_BEFORE, WRITE and WAIT_AFTER.
+KEEP_SIZE, PUNCH_HOLE = 1, 2
 SYNC_AND_WAIT = 7
 
 
@@ -260,13 +268,395 @@ async def test_a_bad_descriptor(io: AsyncIoManager, fd: int) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_close_closes_also_when_it_is_cancelled(io: AsyncIoManager, place: Path) -> None:
-    fd = os.open(place / "file", os.O_RDONLY)
-    with anyio.CancelScope() as scope:
-        scope.cancel()
+async def test_direct_io(io: AsyncIoManager, place: Path) -> None:
+    fd = await io.open(place / "file", os.O_RDWR, direct=True)
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+    await io.write(fd, aligned_buffer(4096), 0)
+    await io.close(fd)
+    assert (place / "file").read_bytes() == bytes(4096)
+    with pytest.raises(OSError, match="direct=True") as caught:
+        await io.open("/proc/self/status", direct=True)
+    assert caught.value.errno == errno.EINVAL
+    assert caught.value.filename == "/proc/self/status"
+    with pytest.raises(FileNotFoundError):
+        await io.open(place / "missing", direct=True)
+
+
+# --- what a path can be -------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_paths_of_every_type(io: AsyncIoManager, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = place / os.fsdecode(b"\xff\xfe odd \n")
+    odd.write_bytes(b"1234567")
+    for path in (odd, str(odd), os.fsencode(odd)):
+        assert (await io.stat(path)).st_size == 7
+    monkeypatch.chdir(place)
+    assert (await io.stat("file")).st_ino == (place / "file").stat().st_ino
+    missing: list[Any] = [place / "missing", str(place / "missing"), os.fsencode(place / "missing")]
+    for path in missing:
+        with pytest.raises(FileNotFoundError) as caught:
+            await io.stat(path)
+        assert caught.value.filename == os.fspath(path)
+
+
+@pytest.mark.anyio
+async def test_directories_that_paths_are_relative_to(io: AsyncIoManager, place: Path) -> None:
+    here, full = (os.open(path, os.O_RDONLY) for path in (place, place / "full"))
+    try:
+        assert (await io.stat("inside", dir_fd=full)).st_ino == (place / "full/inside").stat().st_ino
+        fd = await io.open("new", os.O_WRONLY | os.O_CREAT, dir_fd=full)
         await io.close(fd)
-        with pytest.raises(OSError):
-            os.fstat(fd)
-        await anyio.lowlevel.checkpoint()
-        pytest.fail("the cancellation did not strike")
-    assert scope.cancelled_caught
+        await io.rename("new", "moved", src_dir_fd=full, dst_dir_fd=here)
+        await io.link("moved", "linked", src_dir_fd=here, dst_dir_fd=full)
+        assert (place / "moved").samefile(place / "full/linked")
+        await io.symlink("inside", "soft", dir_fd=full)
+        assert os.readlink("soft", dir_fd=full) == "inside"
+        await io.mkdir("sub", dir_fd=full)
+        assert (place / "full/sub").is_dir()
+        await io.rmdir("sub", dir_fd=full)
+        for name in ("soft", "linked", "inside"):
+            await io.unlink(name, dir_fd=full)
+        assert os.listdir(full) == []
+        with pytest.raises(NotADirectoryError), (place / "file").open("rb") as file:
+            await io.stat("x", dir_fd=file.fileno())
+    finally:
+        os.close(here)
+        os.close(full)
+
+
+@pytest.mark.anyio
+async def test_a_rename_that_replaces_nothing(io: AsyncIoManager, place: Path) -> None:
+    with pytest.raises(FileExistsError) as caught:
+        await io.rename(place / "file", place / "other", noreplace=True)
+    assert (caught.value.filename, caught.value.filename2) == (str(place / "file"), str(place / "other"))
+    await io.rename(place / "file", place / "new", noreplace=True)
+    assert (place / "new").read_bytes() == b"content"
+    assert not (place / "file").exists()
+
+
+@pytest.mark.anyio
+async def test_a_rename_that_exchanges(io: AsyncIoManager, place: Path) -> None:
+    await io.rename(place / "file", place / "full", exchange=True)
+    assert (place / "full").read_bytes() == b"content"
+    assert (place / "file" / "inside").read_bytes() == b"inside"
+    with pytest.raises(FileNotFoundError):
+        await io.rename(place / "full", place / "missing", exchange=True)
+
+
+@pytest.mark.anyio
+async def test_a_link_to_what_a_link_leads_to(io: AsyncIoManager, place: Path) -> None:
+    await io.link(place / "link", place / "new")
+    assert (place / "new").samefile(place / "file")
+    assert not (place / "new").is_symlink()
+
+
+# --- of open files ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["number", "file", "registered"])
+async def opened(request: pytest.FixtureRequest, io: AsyncIoManager, place: Path) -> AsyncIterator[Any]:
+    """The file, open for reading and writing, in every way that a file is given."""
+    with (place / "file").open("r+b", buffering=0) as file:
+        async with io.register_files([file]) as (registered,):
+            yield {"number": file.fileno(), "file": file, "registered": registered}[request.param]
+
+
+@pytest.mark.anyio
+async def test_space(io: AsyncIoManager, place: Path, opened: Any) -> None:
+    path = place / "file"
+    await io.fallocate(opened, 0, 0, 1 << 20)
+    assert (path.stat().st_size, path.stat().st_blocks) >= (1 << 20, 2048)
+    await io.fallocate(opened, KEEP_SIZE, 1 << 20, 1 << 20)
+    assert path.stat().st_size == 1 << 20
+    assert path.stat().st_blocks >= 4096
+    await io.fallocate(opened, KEEP_SIZE | PUNCH_HOLE, 0, 2 << 20)
+    assert path.stat().st_blocks <= 2048  # ext4 leaves alone what is behind the end
+    assert path.read_bytes() == bytes(1 << 20)
+    await io.truncate(opened, 3)
+    assert path.read_bytes() == bytes(3)
+    for mode, errno_expected in ((0, errno.EINVAL), (PUNCH_HOLE, errno.EOPNOTSUPP)):
+        with pytest.raises(OSError) as caught:
+            await io.fallocate(opened, mode, 0, 0 if mode == 0 else 4096)
+        assert caught.value.errno == errno_expected
+        assert caught.value.filename == (None if isinstance(opened, int) else str(path))
+
+
+@pytest.mark.anyio
+async def test_advice_and_writing_out(io: AsyncIoManager, place: Path, opened: Any, pipe: tuple[int, int]) -> None:
+    await io.write(opened, os.urandom(1 << 20), 0)
+    await io.sync_file_range(opened, 0, 1 << 20, SYNC_AND_WAIT)
+    for advice in (os.POSIX_FADV_RANDOM, os.POSIX_FADV_DONTNEED):
+        await io.fadvise(opened, 0, 0, advice)
+    with pytest.raises(BlockingIOError):  # it is no longer in the page cache
+        await io.read(opened, 4096, 8192, flags=os.RWF_NOWAIT)
+    await io.fadvise(opened, 0, 5 << 30, os.POSIX_FADV_SEQUENTIAL)  # 33 bits of length
+    await io.sync_file_range(opened, 0, 5 << 30, SYNC_AND_WAIT)
+    refused: list[Callable[[], Awaitable[None]]] = [
+        lambda: io.fadvise(opened, 0, 0, 99),
+        lambda: io.sync_file_range(opened, 0, 0, 99),
+        lambda: io.fadvise(pipe[0], 0, 0, 0),
+    ]
+    for call in refused:
+        with pytest.raises(OSError) as caught:
+            await call()
+        assert caught.value.errno in {errno.EINVAL, errno.ESPIPE}
+
+
+@pytest.mark.anyio
+async def test_extended_attributes(io: AsyncIoManager, place: Path, opened: Any) -> None:
+    path = place / "file"
+    for target in (opened, path, os.fsencode(path), place / "link"):
+        with pytest.raises(OSError) as caught:
+            await io.getxattr(target, "user.missing")
+        assert caught.value.errno == errno.ENODATA
+        await io.setxattr(target, "user.name", bytearray(b"value"))
+        assert os.getxattr(path, "user.name") == b"value"
+        assert await io.getxattr(target, b"user.name") == b"value"
+        await io.setxattr(target, "user.name", b"", os.XATTR_REPLACE)
+        assert await io.getxattr(target, "user.name") == b""
+        with pytest.raises(FileExistsError):
+            await io.setxattr(target, "user.name", b"", os.XATTR_CREATE)
+    large = os.urandom(2000)
+    await io.setxattr(opened, "user.large", large)
+    assert await io.getxattr(opened, "user.large") == large
+    assert await io.getxattr(path, "user.large") == large
+    with pytest.raises(OSError) as caught:
+        await io.getxattr(place / "link", "user.name", follow_symlinks=False)
+    assert caught.value.errno == errno.ENODATA
+    with pytest.raises(PermissionError):  # links have no attributes of users
+        await io.setxattr(place / "link", "user.name", b"", follow_symlinks=False)
+
+
+# --- what is refused before it reaches a driver ---------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_asked(io: AsyncIoManager) -> None:
+    before = io.statistics()
+    wrong: list[tuple[type[Exception], Callable[[], Awaitable[object]]]] = [
+        (ValueError, lambda: io.open("a\0b")),
+        (ValueError, lambda: io.stat(b"a\0b")),
+        (ValueError, lambda: io.rename("a", "b\0")),
+        (ValueError, lambda: io.getxattr("a", "user.\0")),
+        (ValueError, lambda: io.rename("a", "b", noreplace=True, exchange=True)),
+        (ValueError, lambda: io.stat(0, dir_fd=0)),
+        (ValueError, lambda: io.stat(0, follow_symlinks=False)),
+        (ValueError, lambda: io.mkdir("a", 0o20000)),
+        (ValueError, lambda: io.truncate("a", -1)),
+        (ValueError, lambda: io.truncate(0, 1 << 63)),
+        (ValueError, lambda: io.fallocate(0, 0, -1, 1)),
+        (ValueError, lambda: io.fadvise(0, 0, -1, 0)),
+        (ValueError, lambda: io.sync_file_range(0, 0, 0, -1)),
+        (ValueError, lambda: io.close(1 << 31)),
+        (TypeError, lambda: io.open(None)),  # type: ignore[arg-type]
+        (TypeError, lambda: io.stat(1.5)),  # type: ignore[arg-type]
+        (TypeError, lambda: io.open("a", "r")),  # type: ignore[arg-type]
+        (TypeError, lambda: io.unlink("a", dir_fd="b")),  # type: ignore[arg-type]
+        (TypeError, lambda: io.unlink(3)),  # type: ignore[arg-type]
+        (TypeError, lambda: io.close("a")),  # type: ignore[arg-type]
+        (TypeError, lambda: io.setxattr("a", "user.b", "text")),  # type: ignore[arg-type]
+    ]
+    for kind, call in wrong:
+        with pytest.raises(kind, match=r"."):
+            await call()
+    assert io.statistics() == before
+
+
+@pytest.mark.anyio
+async def test_a_closed_manager(driver: Any, place: Path) -> None:
+    async with open_uring(driver=driver) as io:
+        fd = await io.open(place / "file")
+    for call in (lambda: io.stat(place), lambda: io.close(fd), lambda: io.open(place / "file")):
+        with pytest.raises(anyio.ClosedResourceError):
+            await call()
+    os.close(fd)  # it stayed the caller's
+
+
+# --- who may not --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forbidden() -> Iterator[Path]:
+    """A directory of root's that this process, for the test, has no rights in."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        path = Path(name, "forbidden")
+        path.mkdir(0o700)
+        (path / "file").write_bytes(b"")
+        (Path(name) / "mine").mkdir(0o700)
+        os.chmod(name, 0o755)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        else:
+            path.chmod(0)
+        try:
+            yield path
+        finally:
+            os.seteuid(os.getuid())
+            path.chmod(0o700)
+
+
+@pytest.mark.anyio
+async def test_what_is_not_allowed(forbidden: Path, io: AsyncIoManager) -> None:
+    calls: list[Callable[[Any], Any]] = [
+        lambda it: it.open(f"{forbidden}/file", os.O_RDONLY),
+        lambda it: it.stat(f"{forbidden}/file"),
+        lambda it: it.unlink(f"{forbidden}/file"),
+        lambda it: it.mkdir(f"{forbidden}/new"),
+        lambda it: it.rename(f"{forbidden}/file", f"{forbidden.parent}/new"),
+        lambda it: it.truncate(f"{forbidden}/file", 0),
+        lambda it: it.mkdir("/proc/new"),
+    ]
+    for call in calls:
+        with pytest.raises(OSError) as expected:
+            call(os)
+        with pytest.raises(OSError) as caught:
+            await call(io)
+        assert _failure(caught.value, forbidden) == _failure(expected.value, forbidden)
+        assert caught.value.errno in {errno.EACCES, errno.ENOENT}
+
+
+# --- rings that cannot --------------------------------------------------------------------------
+
+
+async def _use_every_verb(io: AsyncIoManager, place: Path) -> None:
+    fd = await io.open(place / "new", os.O_RDWR | os.O_CREAT)
+    await io.write(fd, b"text", 0)
+    await io.fallocate(fd, 0, 0, 8192)
+    await io.fadvise(fd, 0, 0, os.POSIX_FADV_NORMAL)
+    await io.sync_file_range(fd, 0, 0, SYNC_AND_WAIT)
+    await io.setxattr(fd, "user.name", b"value")
+    assert await io.getxattr(fd, "user.name") == b"value"
+    await io.truncate(fd, 4)
+    assert (await io.stat(fd)).st_size == 4
+    await io.close(fd)
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    await io.rename(place / "new", place / "moved", noreplace=True)
+    await io.rename(place / "moved", place / "other")
+    await io.link(place / "other", place / "linked")
+    await io.symlink("linked", place / "soft")
+    assert (await io.stat(place / "soft")).st_nlink == 2
+    await io.unlink(place / "soft")
+    await io.mkdir(place / "sub")
+    await io.rmdir(place / "sub")
+    assert (place / "linked").read_bytes() == b"text"
+    for verb in (io.unlink, io.rmdir, io.open, io.stat):
+        with pytest.raises(FileNotFoundError) as caught:
+            await verb(place / "missing")
+        assert caught.value.filename == str(place / "missing")
+
+
+VERBS = 21
+
+
+def _ring_with(**changes: Any) -> type[UringDriver]:
+    class _Ring(UringDriver):
+        __slots__ = ()
+
+        @property
+        def features(self) -> Any:
+            return attrs.evolve(super().features, **changes)
+
+    return _Ring
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "changes",
+    [{"opcodes": frozenset({1, 2, 3, 14, 22, 23})}, {"setup_flags": ("SUBMIT_ALL", "IOPOLL")}],
+    ids=["old kernel", "iopoll"],
+)
+async def test_what_the_ring_lacks_threads_carry_out(
+    changes: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyio_uring._ring.UringDriver", _ring_with(**changes))
+    threads = threading.active_count()
+    async with open_uring(driver="uring") as io:
+        assert threading.active_count() == threads  # none before there is need
+        await _use_every_verb(io, place)
+        assert io.statistics().fallback_operations == VERBS
+        assert io.statistics().submissions == 1  # the write
+    assert threading.active_count() == threads
+
+
+@pytest.mark.anyio
+async def test_a_ring_of_today_carries_out_all_of_it(io: AsyncIoManager, place: Path) -> None:
+    await _use_every_verb(io, place)
+    lacking = 0
+    if io.driver == "uring":
+        assert io.features.opcodes >= {*Opcode} - {Opcode.FTRUNCATE}
+        lacking = Opcode.FTRUNCATE not in io.features.opcodes
+    assert io.statistics().fallback_operations == lacking
+    assert io.statistics().submissions == VERBS + 1 - lacking
+    # Only reads and writes move bytes.
+    assert io.statistics().bytes_written == 4
+    assert io.statistics().bytes_read == 0
+
+
+@pytest.mark.anyio
+async def test_a_restricted_ring(driver: Any, place: Path) -> None:
+    async with open_uring(driver=driver, restrict=True) as io:
+        await _use_every_verb(io, place)
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_a_restricted_ring_of_an_older_kernel(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_uring(driver="uring") as io:
+        older = io.features.opcodes - {Opcode.FTRUNCATE}
+
+    class _Old(UringDriver):
+        __slots__ = ()
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._features = attrs.evolve(self._features, opcodes=older)
+
+    monkeypatch.setattr("anyio_uring._ring.UringDriver", _Old)
+    async with open_uring(driver="uring", restrict=True) as io:
+        await _use_every_verb(io, place)
+        assert io.statistics().fallback_operations == 1
+
+
+@attrs.define(eq=False)
+class _Notes(Instrument):
+    told: list[tuple[str, int]] = attrs.field(factory=list)
+
+    def operation_completed(self, operation: OperationTrace, result: int, completed_ns: int) -> None:  # noqa: ARG002
+        self.told.append((operation.opcode, min(result, 0)))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("has_opcodes", [True, False])
+async def test_instruments_are_told(
+    driver: Any, has_opcodes: bool, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_opcodes:
+        monkeypatch.setattr("anyio_uring._ring.UringDriver", _ring_with(opcodes=frozenset()))
+    notes = _Notes()
+    async with open_uring(driver=driver, instruments=[notes]) as io:
+        fd = await io.open(place / "file")
+        await io.stat(fd)
+        await io.close(fd)
+        with pytest.raises(FileNotFoundError):
+            await io.rename(place / "missing", place / "new")
+    assert notes.told == [("openat", 0), ("statx", 0), ("close", 0), ("renameat", -errno.ENOENT)]
+
+
+@pytest.mark.anyio
+async def test_a_system_without_statx(driver: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio_uring._libc._find", lambda _: None)
+    monkeypatch.setattr("anyio_uring._ring.UringDriver", _ring_with(opcodes=frozenset()))
+    async with open_uring(driver=driver) as io:
+        for path, follow in ((place / "file", True), (place / "link", False), (place / "directory", True)):
+            found = await io.stat(path, follow_symlinks=follow)
+            expected = os.stat(path, follow_symlinks=follow)
+            assert {n: getattr(found, n) for n in STAT_FIELDS} == {n: getattr(expected, n) for n in STAT_FIELDS}
+            assert found.st_birthtime_ns is None and found.mount_id is None
+        with (place / "file").open("rb") as file:
+            assert tuple(await io.stat(file)) == tuple(os.fstat(file.fileno()))
+        with pytest.raises(OSError, match="not implemented") as caught:
+            await io.rename(place / "file", place / "new", noreplace=True)
+        assert caught.value.errno == errno.ENOSYS

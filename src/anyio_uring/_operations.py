@@ -15,11 +15,10 @@ import attrs
 from ._driver import Results, Rows
 from ._fixed_files import Target
 from ._flags import NOWAIT
-from ._requests import DISKS, AnyRequest, Opcode, Request, Requests, file_type
+from ._requests import DISKS, INTERRUPTED, AnyRequest, Call, Opcode, Request, Requests, file_type
 from ._waiters import Cancellation
 
 CANCELED: Final = -errno.ECANCELED
-_INTERRUPTED: Final = -errno.EINTR
 _TRY_AGAIN: Final = -errno.EAGAIN
 _NOT_SEEKABLE: Final = -errno.ESPIPE
 
@@ -58,9 +57,10 @@ def is_transient(request: AnyRequest, res: int) -> bool:
     """
     if res >= 0:
         return False
-    if request.opcode is Opcode.CLOSE:
-        return False  # whatever it answers, the descriptor is gone: close(2), "Dealing with error returns"
-    if res == _INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
+    if isinstance(request, Call):
+        # Whatever a close answers, the descriptor is gone: close(2), "Dealing with error returns".
+        return res in INTERRUPTED and request.opcode is not Opcode.CLOSE
+    if res in INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
         return True
     return res == _TRY_AGAIN and not request.op_flags & NOWAIT and file_type(request.fd) in DISKS
 

@@ -7,6 +7,7 @@ waits, or how a driver carries it out.
 from __future__ import annotations
 
 import enum
+import errno
 import fcntl
 import os
 import stat
@@ -68,6 +69,9 @@ WRITES: Final = frozenset({Opcode.WRITE, Opcode.WRITEV})
 TRANSFER_MAX: Final = 0x7FFFF000
 # linux/uio.h, UIO_MAXIOV: the most buffers that one readv or writev takes.
 VECTOR_MAX: Final = 1024
+# EINTR; and ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (linux/errno.h), which system calls
+# never show and the ring does: an open of a FIFO that io-wq was told to give up answers 512 (seen on Linux 6.18).
+INTERRUPTED: Final = frozenset({-errno.EINTR, -512, -513, -514, -516})
 # linux/io_uring.h: sqe->fsync_flags.
 FSYNC_DATASYNC: Final = 1
 
@@ -186,9 +190,9 @@ class Call:
 
     def error(self, res: int) -> OSError:
         """Return the error of a negative result, as :mod:`os` would raise it."""
-        reason = self.reasons.get(-res, os.strerror(-res))
+        code = errno.EINTR if res in INTERRUPTED else -res
         first, second = (*self.names, None, None)[:2]
-        return OSError(-res, reason, first, None, second)
+        return OSError(code, self.reasons.get(code, os.strerror(code)), first, None, second)
 
 
 @attrs.define(eq=False)
