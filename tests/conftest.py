@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,22 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield ends
     os.close(ends[0])
     os.close(ends[1])
+
+
+@pytest.fixture
+def forbidden() -> Iterator[Path]:
+    """A directory of root's that this process, for the test, has no rights in."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        path = Path(name, "forbidden")
+        path.mkdir(0o700)
+        (path / "file").write_bytes(b"")
+        os.chmod(name, 0o755)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        else:
+            path.chmod(0)
+        try:
+            yield path
+        finally:
+            os.seteuid(os.getuid())
+            path.chmod(0o700)

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -474,26 +473,6 @@ async def test_a_closed_manager(driver: Any, place: Path) -> None:
 
 
 # --- who may not --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def forbidden() -> Iterator[Path]:
-    """A directory of root's that this process, for the test, has no rights in."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        path = Path(name, "forbidden")
-        path.mkdir(0o700)
-        (path / "file").write_bytes(b"")
-        (Path(name) / "mine").mkdir(0o700)
-        os.chmod(name, 0o755)
-        if os.geteuid() == 0:
-            os.seteuid(65534)
-        else:
-            path.chmod(0)
-        try:
-            yield path
-        finally:
-            os.seteuid(os.getuid())
-            path.chmod(0o700)
 
 
 @pytest.mark.anyio

@@ -644,7 +644,7 @@ class CompletionTask:
 
     async def _ask_again(self, requests: Requests, results: list[int], *, is_chain: bool) -> None:
         """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""
-        while again := [i for i, request in enumerate(requests) if is_transient(request, results[i])]:
+        while again := [i for i, res in enumerate(results) if res < 0 and is_transient(requests[i], res)]:
             self._resubmissions += len(again)
             repeats = [repeat(requests[i], results[i]) for i in again]
             if is_chain:  # those behind it did not happen either

@@ -57,7 +57,7 @@ def aligned_buffer(size: int, *, alignment: int = SAFE_ALIGNMENT) -> memoryview:
         raise ValueError(f"alignment must be a power of two between 1 and {_ALIGNMENT_MAX}, not {alignment}")
     # A part of a larger bytearray: 1.2 us for 4 KiB, where a mapping takes 9.6.
     memory = bytearray(size + alignment)
-    start = -_address(memory) % alignment
+    start = -address(memory) % alignment
     return memoryview(memory)[start : start + size]
 
 
@@ -75,7 +75,7 @@ def misalignment(request: Request, filename: str | bytes | None) -> MisalignedEr
         of_which = f" of buffers[{index}]" if view is not request.memory else ""
         if len(view) % alignment.offset:
             faults.append(f"length {len(view)}{of_which} is not a multiple of {alignment.offset}")
-        if len(view) and _address(view) % alignment.memory:
+        if len(view) and address(view) % alignment.memory:
             faults.append(
                 f"the memory address{of_which} is not a multiple of {alignment.memory} (see aligned_buffer())"
             )
@@ -92,7 +92,7 @@ def covering(offset: int, length: int, unit: int) -> tuple[int, int]:
     return start, -(-(offset + length - start) // unit) * unit
 
 
-def _address(memory: Any) -> int:
+def address(memory: Any) -> int:
     """Return where an object's memory begins, also if it is read-only."""
     ffi = _cffi_backend.FFI()
     return int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))

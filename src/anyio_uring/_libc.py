@@ -15,7 +15,7 @@ from typing import Any
 _INT, _UINT, _LONG = ctypes.c_int, ctypes.c_uint, ctypes.c_int64
 
 
-def statx(dir_fd: int, path: bytes, flags: int, mask: int, buffer: bytearray) -> int:
+def statx(dir_fd: int, path: bytes, flags: int, mask: int, buffer: bytearray | memoryview) -> int:
     """
     Fill a ``struct statx``, of 256 bytes (``statx(2)``, Linux 4.11).
 

@@ -30,6 +30,7 @@ from ._options import DriverName, UringOptions
 from ._path_calls import Path
 from ._performer import Performer
 from ._requests import TRANSFER_MAX, Batch, Memories, Opcode, Request, check_polled, is_direct
+from ._small_files import SmallFiles
 from ._stats import IoStatistics, UringFeatures
 from ._statx import DirectAlignment, FileStatus
 from ._thread_calls import ThreadCalls
@@ -568,6 +569,46 @@ class AsyncIoManager:
         )
         counts = await self._performer.batch(asked)
         return _arguments.settled("write_batch", counts, return_exceptions=return_exceptions)
+
+    @overload
+    async def read_files(self, paths: Iterable[Path], *, return_exceptions: Literal[False] = False) -> list[bytes]: ...
+    @overload
+    async def read_files(self, paths: Iterable[Path], *, return_exceptions: bool) -> list[bytes | OSError]: ...
+    async def read_files(self, paths: Iterable[Path], *, return_exceptions: bool = False) -> list[Any]:
+        """
+        Read many small files whole: one await, and a few kernel entries for hundreds of them.
+
+        No more than 256 are open at once, nor than ``depth`` or a quarter of ``RLIMIT_NOFILE``.  A file is read until
+        a read gives nothing, whatever its size is said to be, so one that is large or grows costs more reads.
+
+        :param paths: of regular files; a FIFO or a device gives what a descriptor with ``O_NONBLOCK`` gives
+        :param return_exceptions: return an :class:`OSError` in its path's place instead of raising
+        :return: the content of each, in the order of the paths
+        :raises BatchError: after all have been tried, if one failed; it carries every result
+
+        If it raises the cancellation, no descriptor stays open.
+        """
+        self._task.check()
+        results = await SmallFiles(self._task, self._driver, self._performer).read(paths)
+        return _arguments.settled("read_files", results, return_exceptions=return_exceptions)
+
+    @overload
+    async def stat_batch(
+        self, paths: Iterable[Path], *, return_exceptions: Literal[False] = False
+    ) -> list[FileStatus]: ...
+    @overload
+    async def stat_batch(self, paths: Iterable[Path], *, return_exceptions: bool) -> list[FileStatus | OSError]: ...
+    async def stat_batch(self, paths: Iterable[Path], *, return_exceptions: bool = False) -> list[Any]:
+        """
+        Ask for the status of many files, as :meth:`stat` does: one await.
+
+        :param return_exceptions: return an :class:`OSError` in its path's place instead of raising
+        :return: the status of each, in the order of the paths
+        :raises BatchError: after all have been tried, if one failed; it carries every result
+        """
+        self._task.check()
+        results = await SmallFiles(self._task, self._driver, self._performer).stat(paths)
+        return _arguments.settled("stat_batch", results, return_exceptions=return_exceptions)
 
     async def fsync_batch(self, fds: Iterable[FileDescriptor]) -> None:
         """

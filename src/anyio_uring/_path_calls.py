@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, Union
+
+import attrs
 
 from . import _arguments, _buffers, _libc, _statx
 from ._arguments import FD_MAX, FileDescriptor
@@ -18,7 +21,7 @@ from ._requests import Call, HasFileno, Opcode
 
 Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
-_AT_FDCWD: Final = -100
+AT_FDCWD: Final = -100
 _AT_REMOVEDIR: Final = 0x200
 _AT_SYMLINK_FOLLOW: Final = 0x400
 _RENAME_NOREPLACE: Final = 1
@@ -34,6 +37,37 @@ _NO_DIRECT_IO: Final = {
     errno.EINVAL: "the file, or its filesystem, was not opened with O_DIRECT, which some do not have "
     "(tmpfs before Linux 6.6, overlays of such, procfs, FUSE by configuration): open it without direct=True"
 }
+
+
+@attrs.frozen
+class Name:
+    """
+    A path.
+
+    :ivar given: as an error names it
+    :ivar path: as the kernel takes it, with its final zero
+    """
+
+    given: str | bytes
+    path: bytes
+
+    def error(self, res: int) -> OSError:
+        """Return the error of a negative result."""
+        return OSError(-res, os.strerror(-res), self.given)
+
+
+def names(paths: Iterable[Path]) -> list[Name]:
+    """Check many paths; an error names the one that caused it."""
+    if isinstance(paths, (str, bytes)):
+        raise TypeError("paths must be an iterable of paths, not one path")
+    checked: list[Name] = []
+    for path in paths:
+        try:
+            checked.append(Name(*_path(path)))
+        except (TypeError, ValueError) as exc:
+            kind = TypeError if isinstance(exc, TypeError) else ValueError
+            raise kind(f"paths[{len(checked)}]: {exc}") from exc
+    return checked
 
 
 def open_file(path: Path, flags: int, mode: int, dir_fd: int | None, *, direct: bool) -> Call:
@@ -78,6 +112,13 @@ def stat(path: Path | FileDescriptor, dir_fd: int | None, *, follow_symlinks: bo
     run = partial(_statx.ask, number, name, flags, _statx.EVERYTHING, answer)
     call = Call(Opcode.STATX, number, run, name, answer, _statx.EVERYTHING, flags, file, names)
     return call, answer
+
+
+def stat_into(name: Name, answer: memoryview) -> Call:
+    """Return the call of one member of a batch."""
+    run = partial(_statx.ask, AT_FDCWD, name.path, _statx.AT_NO_AUTOMOUNT, _statx.EVERYTHING, answer)
+    fields = name.path, answer, _statx.EVERYTHING, _statx.AT_NO_AUTOMOUNT
+    return Call(Opcode.STATX, AT_FDCWD, run, *fields, names=(name.given,))
 
 
 def rename(
@@ -136,7 +177,7 @@ def truncate(path: Path | FileDescriptor, length: int) -> Call:
         given, name = _path(path)
         # There is no opcode for a path.
         run = _done(os.truncate, name[:-1], length)
-        return Call(Opcode.FTRUNCATE, _AT_FDCWD, run, second=length, names=(given,), fits_ring=False)
+        return Call(Opcode.FTRUNCATE, AT_FDCWD, run, second=length, names=(given,), fits_ring=False)
     number, file, names = _descriptor(path)
     run = _numbered(os.ftruncate, number, length)
     return Call(Opcode.FTRUNCATE, number, run, second=length, file=file, names=names)
@@ -187,7 +228,7 @@ def getxattr(path: Path | FileDescriptor, name: Path, value: bytearray, *, follo
         given, path_name = _path(path)
         # Of a path it takes sqe->addr3, too.
         by_path = partial(run, path_name[:-1])
-        return Call(Opcode.FGETXATTR, _AT_FDCWD, by_path, names=(given,), fits_ring=False)
+        return Call(Opcode.FGETXATTR, AT_FDCWD, by_path, names=(given,), fits_ring=False)
     number, file, names = _descriptor(path, follow_symlinks=follow_symlinks)
     return Call(Opcode.FGETXATTR, number, partial(run, number), attribute, value, len(value), file=file, names=names)
 
@@ -202,7 +243,7 @@ def setxattr(
     if _is_path(path):
         given, path_name = _path(path)
         by_path = _done(os.setxattr, path_name[:-1], attribute[:-1], data, flags, follow_symlinks=follow_symlinks)
-        return Call(Opcode.FSETXATTR, _AT_FDCWD, by_path, names=(given,), fits_ring=False)
+        return Call(Opcode.FSETXATTR, AT_FDCWD, by_path, names=(given,), fits_ring=False)
     number, file, names = _descriptor(path, follow_symlinks=follow_symlinks)
     by_number = _numbered(os.setxattr, number, attribute[:-1], data, flags)
     return Call(Opcode.FSETXATTR, number, by_number, attribute, data, len(data), flags, file, names)
@@ -225,7 +266,7 @@ def _path(value: Any) -> tuple[str | bytes, bytes]:
 
 
 def _directory(dir_fd: int | None) -> int:
-    return _AT_FDCWD if dir_fd is None else _int("dir_fd", dir_fd, -FD_MAX, FD_MAX)
+    return AT_FDCWD if dir_fd is None else _int("dir_fd", dir_fd, -FD_MAX, FD_MAX)
 
 
 def _descriptor(

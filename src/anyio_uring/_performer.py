@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import anyio
@@ -208,18 +209,25 @@ class Performer:
 
         :param is_certain: also if it is cancelled, which then strikes at the next checkpoint
         """
-        owner = self._task if self._thread_calls is None or self._can_carry_out(call) else self._thread_calls
+        owner = self._task if call.fits_ring and self.can_carry_out(call.opcode) else self._of_threads()
         (res,) = await owner.perform((call,), is_certain=is_certain)
         if res < 0:
             raise call.error(res)
         return res
 
-    def _can_carry_out(self, call: Call) -> bool:
-        if self._driver.name == "threads":
-            return True
+    async def on_threads(self, calls: Sequence[Call]) -> None:
+        """Perform calls whose results are theirs to keep."""
+        await self._of_threads().perform(calls)
+
+    def _of_threads(self) -> Executor | ThreadCalls:
+        if self._thread_calls is None or self._driver.name == "threads":
+            return self._task
+        return self._thread_calls
+
+    def can_carry_out(self, opcode: Opcode) -> bool:
+        """Whether the ring knows a call; one that polls its devices refuses everything but reads and writes."""
         features = self._driver.features
-        # A ring that polls its devices refuses everything but reads and writes.
-        return call.fits_ring and call.opcode in features.opcodes and "IOPOLL" not in features.setup_flags
+        return opcode in features.opcodes and "IOPOLL" not in features.setup_flags
 
     async def batch(self, requests: list[Request], *, are_ours: bool = False) -> list[int | OSError]:
         """Perform many requests as one operation: for each its count or its error. Callers' memory is released."""

@@ -613,6 +613,7 @@ class UringDriver:
             if sum(lengths) > _INLINE_BATCH_COPY_MAX and DISKS.issuperset(map(file_type, {*batch.fds}))
             else 0,
             entry or 0,
+            batch.op_flags,
             struct.pack(f"{count}i", *batch.fds),
             struct.pack(f"{count}I", *lengths),
             struct.pack(f"{count}q", *batch.offsets),
@@ -643,7 +644,7 @@ class UringDriver:
         length, op_flags = call.length & _UINT32_MAX, call.op_flags & _UINT32_MAX
         return (user_data, first, second, length, call.fd, op_flags, head), (call, first_pin, second_pin)
 
-    def _point_to(self, value: bytes | bytearray | int) -> tuple[int, object]:
+    def _point_to(self, value: bytes | bytearray | memoryview | int) -> tuple[int, object]:
         if isinstance(value, int):
             return value, None
         pin = self._ffi.from_buffer(value)

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import attrs
 
@@ -32,8 +32,6 @@ AT_STATX_DONT_SYNC: Final = 0x4000  # ask no server: what is asked here does not
 # Enough for every device whose logical blocks fit a page; kernels that know larger ones tell by statx().
 SAFE_ALIGNMENT: Final = 4096
 
-# mask, blksize, attributes; nlink, uid, gid, mode; ino, size, blocks, attributes_mask; atime, btime, ctime, mtime;
-# rdev and dev, each major and minor; mnt_id; dio_mem_align, dio_offset_align.
 _LAYOUT: Final = struct.Struct("=IIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIIIQII")
 _SECOND_NS: Final = 1_000_000_000
 # A filter may forbid statx(2) and allow stat(2): older profiles of containers say EPERM.
@@ -53,7 +51,38 @@ class DirectAlignment:
     (``STATX_DIOALIGN``: Linux 6.1, not tmpfs): then the alignment is 4096, which is safe."""
 
 
-@attrs.frozen(kw_only=True)
+class _Answer(NamedTuple):
+    """``struct statx``, field by field."""
+
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int
+    attributes_mask: int
+    atime: int
+    atime_ns: int
+    btime: int
+    btime_ns: int
+    ctime: int
+    ctime_ns: int
+    mtime: int
+    mtime_ns: int
+    rdev_major: int
+    rdev_minor: int
+    dev_major: int
+    dev_minor: int
+    mnt_id: int
+    dio_mem_align: int
+    dio_offset_align: int
+
+
+@attrs.frozen(repr=False)
 class FileStatus:
     """
     What :meth:`AsyncIoManager.stat` returns: the attributes of :class:`os.stat_result`, and what ``statx(2)`` adds.
@@ -62,62 +91,125 @@ class FileStatus:
     at a status take it; one that insists on the very type takes :attr:`stat_result`.
     """
 
-    st_mode: int
-    """Type and permissions; :mod:`stat` takes them apart."""
-    st_ino: int
-    """Inode number."""
-    st_dev: int
-    """Device that the file is on."""
-    st_nlink: int
-    """Hard links."""
-    st_uid: int
-    """User ID of the owner."""
-    st_gid: int
-    """Group ID of the owner."""
-    st_size: int
-    """Bytes; of a symbolic link, the length of what it points to."""
-    st_atime_ns: int
-    """Last access, in nanoseconds since the epoch."""
-    st_mtime_ns: int
-    """Last change of the content, in nanoseconds since the epoch."""
-    st_ctime_ns: int
-    """Last change of the status, in nanoseconds since the epoch."""
-    st_birthtime_ns: int | None
-    """Creation, in nanoseconds since the epoch; ``None`` if the filesystem keeps none."""
-    st_blocks: int
-    """Blocks of 512 bytes that are allocated."""
-    st_blksize: int
-    """Bytes that one read or write should have, for efficiency."""
-    st_rdev: int
-    """Device that this file is, if it is one."""
-    mount_id: int | None
-    """Of the mount, as ``/proc/self/mountinfo`` has it; ``None`` before Linux 5.8."""
-    attributes: int
-    """``STATX_ATTR_*``: compressed, immutable, append-only, encrypted ... (``statx(2)``)."""
-    attributes_mask: int
-    """Which of those the filesystem knows."""
-    direct_alignment: DirectAlignment
-    """What direct I/O must be aligned to."""
+    # Taken apart when it is asked: a batch makes thousands, of which mostly one attribute is wanted.
+    _answer: _Answer
+
+    @property
+    def st_mode(self) -> int:
+        """Type and permissions; :mod:`stat` takes them apart."""
+        return self._answer.mode
+
+    @property
+    def st_ino(self) -> int:
+        """Inode number."""
+        return self._answer.ino
+
+    @property
+    def st_dev(self) -> int:
+        """Device that the file is on."""
+        return os.makedev(self._answer.dev_major, self._answer.dev_minor)
+
+    @property
+    def st_nlink(self) -> int:
+        """Hard links."""
+        return self._answer.nlink
+
+    @property
+    def st_uid(self) -> int:
+        """User ID of the owner."""
+        return self._answer.uid
+
+    @property
+    def st_gid(self) -> int:
+        """Group ID of the owner."""
+        return self._answer.gid
+
+    @property
+    def st_size(self) -> int:
+        """Bytes; of a symbolic link, the length of what it says."""
+        return self._answer.size
+
+    @property
+    def st_atime_ns(self) -> int:
+        """Last access, in nanoseconds since the epoch."""
+        return self._answer.atime * _SECOND_NS + self._answer.atime_ns
+
+    @property
+    def st_mtime_ns(self) -> int:
+        """Last change of the content, in nanoseconds since the epoch."""
+        return self._answer.mtime * _SECOND_NS + self._answer.mtime_ns
+
+    @property
+    def st_ctime_ns(self) -> int:
+        """Last change of the status, in nanoseconds since the epoch."""
+        return self._answer.ctime * _SECOND_NS + self._answer.ctime_ns
+
+    @property
+    def st_birthtime_ns(self) -> int | None:
+        """Creation, in nanoseconds since the epoch; ``None`` if the filesystem keeps none."""
+        answer = self._answer
+        return answer.btime * _SECOND_NS + answer.btime_ns if answer.mask & _BTIME else None
 
     @property
     def st_atime(self) -> float:
         """Last access, in seconds since the epoch."""
-        return _seconds(self.st_atime_ns)
+        return _seconds(self._answer.atime, self._answer.atime_ns)
 
     @property
     def st_mtime(self) -> float:
         """Last change of the content, in seconds since the epoch."""
-        return _seconds(self.st_mtime_ns)
+        return _seconds(self._answer.mtime, self._answer.mtime_ns)
 
     @property
     def st_ctime(self) -> float:
         """Last change of the status, in seconds since the epoch."""
-        return _seconds(self.st_ctime_ns)
+        return _seconds(self._answer.ctime, self._answer.ctime_ns)
 
     @property
     def st_birthtime(self) -> float | None:
         """Creation, in seconds since the epoch; ``None`` if the filesystem keeps none."""
-        return None if self.st_birthtime_ns is None else _seconds(self.st_birthtime_ns)
+        answer = self._answer
+        return _seconds(answer.btime, answer.btime_ns) if answer.mask & _BTIME else None
+
+    @property
+    def st_blocks(self) -> int:
+        """Blocks of 512 bytes that are allocated."""
+        return self._answer.blocks
+
+    @property
+    def st_blksize(self) -> int:
+        """Bytes that one read or write should have, for efficiency."""
+        return self._answer.blksize
+
+    @property
+    def st_rdev(self) -> int:
+        """Device that this file is, if it is one."""
+        return os.makedev(self._answer.rdev_major, self._answer.rdev_minor)
+
+    @property
+    def mount_id(self) -> int | None:
+        """Of the mount, as ``/proc/self/mountinfo`` has it; ``None`` before Linux 5.8."""
+        return self._answer.mnt_id if self._answer.mask & _MNT_ID else None
+
+    @property
+    def attributes(self) -> int:
+        """``STATX_ATTR_*``: compressed, immutable, append-only, encrypted ... (``statx(2)``)."""
+        return self._answer.attributes
+
+    @property
+    def attributes_mask(self) -> int:
+        """Which of those the filesystem knows."""
+        return self._answer.attributes_mask
+
+    @property
+    def direct_alignment(self) -> DirectAlignment:
+        """What direct I/O must be aligned to."""
+        memory, offset = self._answer.dio_mem_align, self._answer.dio_offset_align
+        if not self._answer.mask & DIOALIGN:
+            return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT)
+        if not memory or not offset:
+            return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT, is_supported=False)
+        return DirectAlignment(memory, offset, is_supported=True)
 
     @property
     def stat_result(self) -> os.stat_result:
@@ -127,46 +219,27 @@ class FileStatus:
         more |= {"st_blksize": self.st_blksize, "st_blocks": self.st_blocks, "st_rdev": self.st_rdev}
         return os.stat_result((*self,), more)
 
+    def __repr__(self) -> str:
+        return repr(self.stat_result).replace("os.stat_result", "FileStatus")
+
     def __len__(self) -> int:
         return 10
 
     def __iter__(self) -> Iterator[int]:
-        times = (self.st_atime_ns, self.st_mtime_ns, self.st_ctime_ns)
-        yield from (self.st_mode, self.st_ino, self.st_dev, self.st_nlink, self.st_uid, self.st_gid, self.st_size)
-        yield from (time_ns // _SECOND_NS for time_ns in times)
+        answer = self._answer
+        yield from (answer.mode, answer.ino, self.st_dev, answer.nlink, answer.uid, answer.gid, answer.size)
+        yield from (answer.atime, answer.mtime, answer.ctime)
 
     def __getitem__(self, index: int) -> int:
         return tuple(self)[index]
 
 
-def read(answer: bytes | bytearray) -> FileStatus:
+def read(answer: bytes | bytearray | memoryview, position: int = 0) -> FileStatus:
     """Return what a filled ``struct statx`` says."""
-    (mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask,
-     *times, rdev_major, rdev_minor, dev_major, dev_minor, mount_id, memory, offset) = _LAYOUT.unpack_from(answer)  # fmt: skip
-    atime, btime, ctime, mtime = (times[i] * _SECOND_NS + times[i + 1] for i in range(0, 8, 2))
-    return FileStatus(
-        st_mode=mode,
-        st_ino=ino,
-        st_dev=os.makedev(dev_major, dev_minor),
-        st_nlink=nlink,
-        st_uid=uid,
-        st_gid=gid,
-        st_size=size,
-        st_atime_ns=atime,
-        st_mtime_ns=mtime,
-        st_ctime_ns=ctime,
-        st_birthtime_ns=btime if mask & _BTIME else None,
-        st_blocks=blocks,
-        st_blksize=blksize,
-        st_rdev=os.makedev(rdev_major, rdev_minor),
-        mount_id=mount_id if mask & _MNT_ID else None,
-        attributes=attributes,
-        attributes_mask=attributes_mask,
-        direct_alignment=_alignment(mask, memory, offset),
-    )
+    return FileStatus(_Answer._make(_LAYOUT.unpack_from(answer, position)))
 
 
-def ask(dir_fd: int, path: bytes, flags: int, mask: int, answer: bytearray) -> int:
+def ask(dir_fd: int, path: bytes, flags: int, mask: int, answer: bytearray | memoryview) -> int:
     """
     Fill a ``struct statx``, from :func:`os.stat` where there is no ``statx(2)``.
 
@@ -186,7 +259,7 @@ def ask(dir_fd: int, path: bytes, flags: int, mask: int, answer: bytearray) -> i
     return 0
 
 
-def _write(found: os.stat_result, answer: bytearray) -> None:
+def _write(found: os.stat_result, answer: bytearray | memoryview) -> None:
     times: list[int] = []
     for time_ns in (found.st_atime_ns, 0, found.st_ctime_ns, found.st_mtime_ns):
         times += divmod(time_ns, _SECOND_NS)
@@ -196,15 +269,6 @@ def _write(found: os.stat_result, answer: bytearray) -> None:
     _LAYOUT.pack_into(answer, 0, _BASIC, found.st_blksize, 0, *owners, *sizes, *times, *devices, 0, 0, 0)
 
 
-def _alignment(mask: int, memory: int, offset: int) -> DirectAlignment:
-    if not mask & DIOALIGN:
-        return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT)
-    if not memory or not offset:
-        return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT, is_supported=False)
-    return DirectAlignment(memory, offset, is_supported=True)
-
-
-def _seconds(time_ns: int) -> float:
+def _seconds(seconds: int, rest_ns: int) -> float:
     # As os.stat() computes it, so that the two compare equal.
-    seconds, rest_ns = divmod(time_ns, _SECOND_NS)
     return seconds + 1e-9 * rest_ns

@@ -32,6 +32,8 @@ class Transfers:
             if results[0] < len(request.memory):
                 self.short_reads += 1
         elif isinstance(requests, Batch):
+            if requests.make_call is not None:
+                return
             total = sum(results)
             if total == sum(requests.memories.lengths):  # 0.01 us a member, where the loop takes 0.5
                 self.bytes_read += total

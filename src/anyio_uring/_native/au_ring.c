@@ -384,7 +384,7 @@ int au_turn(au_ring *ring, const char *packed, uint32_t count,
 }
 
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
-            uint8_t sqe_flags, uint16_t buf_index, const char *fds, const char *lengths, const char *offsets,
+            uint8_t sqe_flags, uint16_t buf_index, uint32_t op_flags, const char *fds, const char *lengths, const char *offsets,
             const char *addresses)
 {
     au_row *rows = (au_row *)(void *)packed;
@@ -395,7 +395,7 @@ int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, u
     for (uint32_t i = 0; i < count; i++)
         rows[i] = (au_row){.user_data = user_data + i * member, .address = address[i],
                            .offset = offset[i], .length = length[i], .fd = fd[i], .opcode = opcode,
-                           .sqe_flags = sqe_flags, .buf_index = buf_index};
+                           .sqe_flags = sqe_flags, .buf_index = buf_index, .op_flags = op_flags};
     return 0;
 }
 

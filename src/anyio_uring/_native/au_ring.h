@@ -80,7 +80,7 @@ int au_find_memory(uintptr_t list, char *addresses, char *lengths, uint32_t coun
 uint64_t au_address(uintptr_t object);
 /* Rows of a batch from its columns: packed[i] is the row of user_data + i * member. */
 int au_pack(char *packed, uint32_t count, uint64_t user_data, uint64_t member, uint8_t opcode,
-            uint8_t sqe_flags, uint16_t buf_index, const char *fds, const char *lengths, const char *offsets,
+            uint8_t sqe_flags, uint16_t buf_index, uint32_t op_flags, const char *fds, const char *lengths, const char *offsets,
             const char *addresses);
 /* Write the results of this operation's members to results[member], first set to INT32_MIN, and
  * report how many have come instead of each. NULL ends that. */
