@@ -112,6 +112,13 @@ def test_the_example_of_the_chains(driver: str, backend: str, tmp_path: Path, mo
     assert _run(code, tmp_path, backend).splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_example_of_the_paths(driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    (code,) = _blocks("docs/paths.md", "python")
+    assert _run(code, tmp_path, backend).splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE) != []
+
+
 @pytest.mark.parametrize("code", _blocks("docs/direct_and_flags.md", "python"))
 def test_the_examples_of_direct_io_and_flags(
     code: str, tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch

@@ -94,7 +94,9 @@ def _say_ring(report: Report, say: Any) -> None:
         say("depth", f"{report.depth} of {asked} asked", _state(report.depth == asked))
         say("setup flags", " ".join(report.setup_flags) or "none")
         missing = [opcode.name for opcode in Opcode if opcode.name not in report.opcodes]
-        used = f"missing {' '.join(missing)}" if missing else "all that are used here"
+        used = (
+            f"missing {' '.join(missing)}: threads carry out what paths need" if missing else "all that are used here"
+        )
         say("opcodes", f"{len(report.opcodes)}; {used}", _state(not missing))
     if report.setups:
         say("flags, allowed", " ".join(name for name, how in report.setups.items() if how == "works") or "none")

@@ -14,6 +14,7 @@ from anyio_uring import (
     BatchError,
     BufferPool,
     DirectAlignment,
+    FileStatus,
     FixedBuffer,
     Instrument,
     IoStatistics,
@@ -77,6 +78,34 @@ async def main() -> None:
     open_uring(depth=1, options=UringOptions())  # type: ignore[call-overload]
     open_uring(driver="epoll")  # type: ignore[call-overload]
     assert_type(BatchError("read_batch", [OSError()]).errors, dict[int, OSError])
+
+
+async def paths() -> None:
+    async with open_uring() as io:
+        assert_type(await io.open(Path("file"), direct=True), int)
+        assert_type(await io.close(3), None)
+        with Path("file").open("rb") as file:
+            assert_type(await io.stat(file, follow_symlinks=True), FileStatus)
+            await io.truncate(file, 3)
+            await io.fallocate(file, 0, 0, 1)
+        status = await io.stat(b"file", dir_fd=3)
+        assert_type(status.st_size, int)
+        assert_type(status.st_mtime, float)
+        assert_type(status.st_birthtime_ns, int | None)
+        assert_type(status.mount_id, int | None)
+        assert_type(status.direct_alignment, DirectAlignment)
+        assert_type(status.stat_result, os.stat_result)
+        assert_type(status[0], int)
+        assert_type(list(status), list[int])
+        await io.rename("a", Path("b"), noreplace=True)
+        await io.link(b"a", "b", src_dir_fd=3)
+        assert_type(await io.getxattr("a", "user.b"), bytes)
+        assert_type(await io.read_files([Path("a"), "b", b"c"]), list[bytes])
+        assert_type(await io.read_files(["a"], return_exceptions=True), list[bytes | OSError])
+        assert_type(await io.stat_batch(iter(["a"])), list[FileStatus])
+        assert_type(await io.stat_batch(["a"], return_exceptions=True), list[FileStatus | OSError])
+        await io.close("a")  # type: ignore[arg-type]
+        await io.unlink(3)  # type: ignore[arg-type]
 
 
 async def registered() -> None:
