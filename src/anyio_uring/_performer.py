@@ -209,7 +209,7 @@ class Performer:
 
         :param is_certain: also if it is cancelled, which then strikes at the next checkpoint
         """
-        owner = self._task if call.fits_ring and self.can_carry_out(call.opcode) else self._of_threads
+        owner = self._task if call.fits_ring and self.can_carry_out(call.opcode) else self._of_threads()
         (res,) = await owner.perform((call,), is_certain=is_certain)
         if res < 0:
             raise call.error(res)
@@ -217,11 +217,12 @@ class Performer:
 
     async def on_threads(self, calls: Sequence[Call]) -> None:
         """Perform calls whose results are theirs to keep."""
-        await self._of_threads.perform(calls)
+        await self._of_threads().perform(calls)
 
-    @property
     def _of_threads(self) -> Executor | ThreadCalls:
-        return self._task if self._thread_calls is None or self._driver.name == "threads" else self._thread_calls
+        if self._thread_calls is None or self._driver.name == "threads":
+            return self._task
+        return self._thread_calls
 
     def can_carry_out(self, opcode: Opcode) -> bool:
         """Whether the ring knows a call; one that polls its devices refuses everything but reads and writes."""
