@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Final, Protocol, Union
 
 import attrs
 
+from ._errors import describe
+
 
 class HasFileno(Protocol):
     """Anything with a ``fileno()``: a file object, a socket, a :class:`multiprocessing.connection.Connection`."""
@@ -186,7 +188,7 @@ class Call:
 
     def error(self, res: int) -> OSError:
         """Return the error of a negative result, as :mod:`os` would raise it."""
-        reason = self.reasons.get(-res, os.strerror(-res))
+        reason = self.reasons.get(-res) or describe(-res)
         first, second = (*self.names, None, None)[:2]
         return OSError(-res, reason, first, None, second)
 
