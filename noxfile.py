@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -88,6 +89,24 @@ def lint(session: nox.Session) -> None:
             failed.append(" ".join(check))
     if failed:
         session.error(f"failed: {', '.join(failed)}")
+
+
+SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
+
+
+@nox.session
+def disabled(session: nox.Session) -> None:
+    """Forbid io_uring on the whole machine for some seconds, twice, and test what is seen; for root alone."""
+    if not os.access(SYSCTL, os.W_OK):
+        session.error(f"{SYSCTL} cannot be written: Linux 6.6 and root are needed")
+    _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
+    before = SYSCTL.read_text(encoding="ascii")
+    try:
+        for value in ("1", "2"):
+            SYSCTL.write_text(value, encoding="ascii")
+            session.run("pytest", "-q", "--no-ring", "tests/test_denied.py::test_the_sysctl", *session.posargs)
+    finally:
+        SYSCTL.write_text(before, encoding="ascii")
 
 
 # The newest, on which every peer can be installed; all participants run on the same one.

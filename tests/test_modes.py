@@ -25,7 +25,7 @@ from anyio_uring._ring import UringDriver, open_ring
 
 from . import denied
 from .helpers import in_flight, until
-from .test_process import run
+from .programs import run
 
 # For tests in which the poller must not fall asleep: as long as any of them may take.
 AWAKE_MS = 600_000

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 from typing import Any
 
 import pytest
 
-from . import denied
-
-
-def run(code: str, *arguments: str) -> str:
-    """Run a program in a process of its own; it must end well, and in time."""
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", textwrap.dedent(code), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from .programs import run
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -119,63 +104,6 @@ def test_a_manager_that_is_abandoned_with_operations_in_flight_crashes_nothing(d
         """,
         driver,
     )
-
-
-@pytest.mark.parametrize("answer", ["EPERM", "ENOSYS", "EACCES", "ENOMEM"])
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_where_a_seccomp_filter_denies_io_uring_it_runs_on_threads(answer: str, backend: str) -> None:
-    out = run(
-        f"""
-        import errno, sys
-        sys.path.insert(0, {str(denied.ROOT)!r})
-        from tests.denied import deny, is_denied
-        deny("io_uring_setup", errno.{answer})
-        assert is_denied("io_uring_setup", errno.{answer}), "the denial did not take place"
-        import anyio, tempfile
-        from anyio_uring import UringUnavailableError, open_uring
-
-        async def main():
-            async with open_uring() as io:
-                assert io.driver == "threads", io.driver
-                with tempfile.TemporaryFile() as file:
-                    assert await io.write_and_sync(file, b"data", 0) == 4
-                    assert await io.read_batch([(file, 2, 0), (file, 9, 2)]) == [b"da", b"ta"]
-                print(io.fallback_reason)
-            try:
-                async with open_uring(driver="uring"):
-                    raise AssertionError("a ring, though it is denied")
-            except UringUnavailableError as exc:
-                assert exc.errno == errno.{answer}
-                assert exc.strerror == io.fallback_reason
-
-        anyio.run(main, backend={backend!r})
-        """
-    )
-    assert answer in out
-    remedy = {"ENOSYS": "use Linux 5.6 or newer", "ENOMEM": "RLIMIT_MEMLOCK"}.get(answer, "seccomp filter")
-    assert remedy in out
-
-
-def test_where_only_the_use_of_the_ring_is_denied_it_runs_on_threads() -> None:
-    """A filter that allows io_uring_setup and forbids io_uring_enter: the first read finds out."""
-    out = run(
-        f"""
-        import errno, sys
-        sys.path.insert(0, {str(denied.ROOT)!r})
-        from tests.denied import deny, is_denied
-        deny("io_uring_enter", errno.ENOSYS)
-        assert is_denied("io_uring_enter", errno.ENOSYS)
-        import anyio
-        from anyio_uring import open_uring
-
-        async def main():
-            async with open_uring() as io:
-                print(io.driver, io.fallback_reason)
-
-        anyio.run(main)
-        """
-    )
-    assert out.startswith("threads a first read through the ring failed with ENOSYS")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -23,7 +23,7 @@ from anyio_uring._ring import UringDriver
 
 from . import denied
 from .helpers import asyncio_only, in_flight, until
-from .test_process import run
+from .programs import run
 
 pytestmark = pytest.mark.anyio
 PAGE = mmap.PAGESIZE

@@ -6,14 +6,13 @@ Knows types and ranges; it knows nothing of managers, drivers or tasks.
 from __future__ import annotations
 
 import operator
-import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Union
 
 from . import _buffers, _flags
 from ._buffers import SupportsBuffer
-from ._errors import BatchError
+from ._errors import BatchError, describe
 from ._fixed_files import RegisteredFile
 from ._requests import FSYNC_DATASYNC, HasFileno, Opcode, Request
 
@@ -165,7 +164,7 @@ def error(res: int, file: HasFileno | None) -> OSError:
     """Return the error of a negative result, of the subclass that :mod:`os` would raise."""
     name = getattr(file, "name", None)
     filename = name if isinstance(name, (str, bytes)) else None
-    return OSError(-res, os.strerror(-res), filename)
+    return OSError(-res, describe(-res), filename)
 
 
 def outcome(res: int, file: HasFileno | None = None) -> int | OSError:

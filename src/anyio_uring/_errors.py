@@ -8,8 +8,22 @@ This module knows nothing of what raises its errors, or when it is decided.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from typing import Any
+
+
+def describe(code: int) -> str:
+    """
+    Return what an errno says, and more where it would be a riddle.
+
+    ``ECANCELED`` becomes an error only where nobody has cancelled: a worker of the kernel (or a thread) was
+    needed, and could not be started.  Files that answer it themselves are rare (FUSE, timers).
+    """
+    text = os.strerror(code)
+    if code == errno.ECANCELED:
+        text += ", though nobody asked for it: most likely no thread could be started; raise RLIMIT_NPROC (ulimit -u)"
+    return text
 
 
 class UringUnavailableError(OSError):

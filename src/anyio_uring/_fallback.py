@@ -56,6 +56,8 @@ _INLINE_TURN_BYTES_MAX: Final = 1 << 20
 _NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 # Opening this device makes a new pseudo-terminal (Linux, devices.txt: /dev/ptmx).
 _PTMX: Final = os.makedev(5, 2)
+# The answer of what no thread could be started for: the kernel's own where it can start no worker.
+_NO_THREAD: Final = -errno.ECANCELED
 
 
 @attrs.define(eq=False)
@@ -78,7 +80,6 @@ class ThreadDriver:
     """The driver over worker threads: fulfils :class:`anyio_uring._driver.Driver`."""
 
     __slots__ = (
-        "_active",
         "_crash",
         "_done",
         "_doomed",
@@ -86,6 +87,7 @@ class ThreadDriver:
         "_features",
         "_inline",
         "_iopoll",
+        "_jobs",
         "_linked",
         "_lock",
         "_parked",
@@ -143,11 +145,16 @@ class ThreadDriver:
         self._parked: dict[int, _Row] = {}
         # user_data, res, user_data, res ...
         self._done: list[int] = []
-        self._active = 0
+        # Turns of workers that have been asked for, and have not ended.
+        self._jobs: set[object] = set()
         self._crash: BaseException | None = None
         # Started when something is parked for the first time.
         self._poller: threading.Thread | None = None
-        self._poller_signal = _Signal()
+        try:
+            self._poller_signal = _Signal()
+        except OSError:
+            self._signal.close()
+            raise
 
     @property
     def features(self) -> UringFeatures:
@@ -306,17 +313,33 @@ class ThreadDriver:
         self._signal.set()
 
     def _wake_workers(self) -> None:
-        for _ in range(min(self._workers - self._active, len(self._todo))):
-            self._active += 1
+        for _ in range(min(self._workers - len(self._jobs), len(self._todo))):
+            if not self._start_job():
+                break
+        if not self._jobs:
+            while self._todo:  # RLIMIT_NPROC; those who run take all that waits, if there is one
+                _, row = self._todo.popitem(last=False)
+                self._finish(row, _NO_THREAD)
+
+    def _start_job(self) -> bool:
+        """Have a worker take rows; False if there is no thread to be had."""
+        job = object()
+        self._jobs.add(job)
+        try:
+            self._executor.submit(self._work, job)
+        except RuntimeError:
             try:
-                self._executor.submit(self._work)
-            except RuntimeError:
                 # The main thread has ended, and an event loop in another one goes on.
-                threading.Thread(target=self._work, daemon=True).start()
+                threading.Thread(target=self._work, args=(job,), daemon=True).start()
+            except RuntimeError:
+                # No thread was started.  What was submitted is in the executor's queue all the same, and means nothing.
+                self._jobs.remove(job)
+                return False
+        return True
 
     # --- in other threads -------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, job: object) -> None:
         """Carry out rows until none is left: one job, many rows."""
         row: _Row | None = None
         res: int | None = None
@@ -324,8 +347,8 @@ class ThreadDriver:
             with self._lock:
                 if row is not None:
                     self._put_away(row, res)
-                if not self._todo:
-                    self._active -= 1
+                if not self._todo or job not in self._jobs:
+                    self._jobs.discard(job)
                     return
                 _, row = self._todo.popitem(last=False)
                 self._running.add(row.user_data)
@@ -334,7 +357,7 @@ class ThreadDriver:
                 res = _call(row.request) if isinstance(row.request, Call) else _execute(row.request)
             except BaseException as exc:  # noqa: BLE001 - the owner raises it: C11
                 with self._lock:
-                    self._active -= 1
+                    self._jobs.discard(job)
                     self._fail(exc)
                 return
 
@@ -346,12 +369,16 @@ class ThreadDriver:
         if res is not None:
             self._finish(row, res)
             return
-        self._parked[row.user_data] = row
         if self._poller is None:
-            self._poller = threading.Thread(target=self._poll, name="anyio_uring-poller", daemon=True)
-            self._poller.start()
-        else:
-            self._poller_signal.set()
+            poller = threading.Thread(target=self._poll, name="anyio_uring-poller", daemon=True)
+            try:
+                poller.start()
+            except RuntimeError:
+                self._finish(row, _NO_THREAD)
+                return
+            self._poller = poller
+        self._parked[row.user_data] = row
+        self._poller_signal.set()
 
     def _poll(self) -> None:
         """Wait for parked rows' descriptors, and put the ready ones back into the queue."""

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Final, Protocol, Union
 
 import attrs
 
+from ._errors import describe
+
 
 class HasFileno(Protocol):
     """Anything with a ``fileno()``: a file object, a socket, a :class:`multiprocessing.connection.Connection`."""
@@ -192,7 +194,7 @@ class Call:
         """Return the error of a negative result, as :mod:`os` would raise it."""
         code = errno.EINTR if res in INTERRUPTED else -res
         first, second = (*self.names, None, None)[:2]
-        return OSError(code, self.reasons.get(code, os.strerror(code)), first, None, second)
+        return OSError(code, self.reasons.get(code) or describe(code), first, None, second)
 
 
 @attrs.define(eq=False)
