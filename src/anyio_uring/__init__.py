@@ -15,6 +15,7 @@ from ._options import UringOptions
 from ._requests import HasFileno
 from ._stats import IoStatistics, LatencyQuantiles, UringFeatures
 from ._statx import DirectAlignment, FileStatus
+from ._streams import UringFileReadStream, UringFileWriteStream
 
 __all__ = (
     "AsyncIoManager",
@@ -38,6 +39,8 @@ __all__ = (
     "SupportsBuffer",
     "UnsupportedFlagError",
     "UringFeatures",
+    "UringFileReadStream",
+    "UringFileWriteStream",
     "UringOptions",
     "UringUnavailableError",
     "aligned_buffer",
