@@ -3,6 +3,8 @@
 from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
+from ._copy import copy_file
+from ._copy_tree import copy_tree
 from ._core import current, open_uring
 from ._direct import aligned_buffer
 from ._errors import BatchError, ChainError, MisalignedError, UnsupportedFlagError, UringUnavailableError
@@ -44,6 +46,8 @@ __all__ = (
     "UringOptions",
     "UringUnavailableError",
     "aligned_buffer",
+    "copy_file",
+    "copy_tree",
     "current",
     "open_uring",
 )

@@ -1,4 +1,4 @@
-"""The command line: ``anyio-uring doctor``, ``anyio-uring demo``.
+"""The command line: ``anyio-uring doctor``, ``anyio-uring demo``, ``anyio-uring cp``.
 
 It knows options and exit statuses, and needs nothing but the standard library: who has to find out
 why something does not work may have installed little.
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ._copy_command import cp
 from ._doctor_command import doctor
 from ._errors import BatchError
 from ._options import DEPTH_MAX, UringOptions
@@ -19,8 +20,11 @@ from ._options import DEPTH_MAX, UringOptions
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     options = vars(_parser().parse_args(arguments))
-    if options.pop("command") == "doctor":
+    command = options.pop("command")
+    if command == "doctor":
         return doctor(options["path"], as_json=options["json"])
+    if command == "cp":
+        return cp(**options)
 
     from ._demo_command import demo  # noqa: PLC0415 - needs rich, which not everyone has
 
@@ -72,7 +76,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--require-ring", action="store_true", help="exit with status 1 if there is no io_uring to be had"
     )
+    _add_cp(commands)
     return parser
+
+
+def _add_cp(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    title = "copy a file, or a directory with -r"
+    command = commands.add_parser(
+        "cp",
+        help=title,
+        description=f"{title[0].upper()}{title[1:]}: holes, permissions, times and extended attributes, too.  "
+        "A file that exists is replaced when its copy is complete, and not before; links below a directory are "
+        "copied as links.  On a terminal a bar shows the progress, if rich is installed.",
+        epilog="Exit status: 0 if everything was copied, 1 if something could not be, 2 for a wrong command line, "
+        "130 after Ctrl-C; an interrupted file leaves nothing behind.",
+    )
+    command.add_argument("source", metavar="SRC")
+    command.add_argument("target", metavar="DST", help="the copy's name, or a directory to put it in")
+    command.add_argument("-r", "--recursive", action="store_true", help="copy a directory and what is in it")
+    command.add_argument(
+        "--driver", choices=["auto", "uring", "threads"], default="auto", help="what carries it out (default: auto)"
+    )
 
 
 def _directory(text: str) -> str:

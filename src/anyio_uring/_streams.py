@@ -317,7 +317,7 @@ class _OpenFile:
             self.waiting.cancel()
         with anyio.CancelScope(shield=True):
             async with self.lock:  # the file's number must mean nothing else before its operation has ended
-                await current_loop().run_in_thread(self.file.close, None)
+                await current_loop().run_in_thread(self.file.close, None, is_certain=True)
         await anyio.lowlevel.checkpoint_if_cancelled()
 
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
