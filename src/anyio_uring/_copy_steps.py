@@ -78,7 +78,7 @@ class FileCopy:
             existing = os.stat(self.target, follow_symlinks=not self.is_link)
         except FileNotFoundError:
             if self.target.endswith(os.sep):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.target) from None
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.target) from None
         else:
             if os.path.samestat(status, existing):
                 raise shutil.SameFileError(f"{self.source!r} and {self.target!r} are the same file")
@@ -187,7 +187,10 @@ class FileCopy:
             except OSError as exc:
                 raise self.error(exc) from exc
             self._close()  # before the times are set, for a close may write
-        shutil.copystat(self.source, self._temporary, follow_symlinks=not self.is_link)
+            shutil.copystat(self.source, self._temporary)
+        else:
+            status = os.lstat(self.source)  # a link has no other metadata that anybody can set
+            os.utime(self._temporary, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
         os.replace(self._temporary, self.target)
         self._temporary = None
 
