@@ -140,3 +140,13 @@ def test_the_examples_of_what_is_registered(
         plain = "plain descriptors" if "register_files" in code else "plain memory"
         expected = [line.replace("registered", f"{plain}: threads have no ring") for line in expected]
     assert _run(code, tmp_path, backend).splitlines() == expected != []
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("page", ["streams", "copying"])
+def test_the_examples_of_streams_and_copies(
+    page: str, driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    (code,) = _blocks(f"docs/{page}.md", "python")
+    assert _run(code, tmp_path, backend).splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE) != []

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
+from anyio.abc import ByteReceiveStream, ByteSendStream
 from typing_extensions import assert_type
 
 from anyio_uring import (
@@ -24,8 +25,12 @@ from anyio_uring import (
     RegisteredFile,
     RwFlags,
     UringFeatures,
+    UringFileReadStream,
+    UringFileWriteStream,
     UringOptions,
     aligned_buffer,
+    copy_file,
+    copy_tree,
     current,
     open_uring,
 )
@@ -126,3 +131,17 @@ async def registered() -> None:
             assert_type(await io.read(files[0], 1, 0), bytes)
             assert_type(await io.read_batch([(files[0], 1, 0), (3, 1, 0)]), list[bytes])
             await files[0].update(files[0])
+
+
+async def streams_and_copies(io: AsyncIoManager) -> None:
+    async with await UringFileReadStream.from_path("file", io=io) as source:
+        receiver: ByteReceiveStream = source
+        assert_type(await receiver.receive(), bytes)
+        assert_type(await source.receive(10), bytes)
+        assert_type(await source.seek(0), int)
+    with Path("file").open("wb") as file:
+        sender: ByteSendStream = UringFileWriteStream(file)
+        await sender.send(b"")
+    assert_type(await copy_file("a", Path("b"), progress=print), int)
+    assert_type(await copy_tree("a", "b", symlinks=True, io=io), int)
+    UringFileReadStream("file")  # type: ignore[arg-type]
