@@ -24,6 +24,7 @@ TEST_REQUIREMENTS = (
     "uvloop",
     "numpy",
     "opentelemetry-sdk",
+    "mfusepy",
 )
 LINT_REQUIREMENTS = (
     "ruff",
@@ -64,6 +65,13 @@ def tests(session: nox.Session) -> None:
         session.error(f"none of Python {', '.join(PYTHONS)} is installed")
     _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
     session.run("pytest", *session.posargs)
+
+
+@nox.session(python=INSTALLED[-1] if INSTALLED else False)
+def filesystems(session: nox.Session) -> None:
+    """Run the tests on a FUSE filesystem that loses and fails, where its absence is a failure and no skip."""
+    _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
+    session.run("pytest", "-m", "filesystem", *session.posargs, env={"ANYIO_URING_EXPECT_FUSE": "1"})
 
 
 @nox.session

@@ -14,6 +14,7 @@ from blockbuster import blockbuster_ctx
 
 from anyio_uring import AsyncIoManager, open_uring
 
+from .faulty_disk import FaultyDisk, faulty_disk
 from .helpers import BACKENDS
 
 
@@ -39,6 +40,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --no-ring a missing ring fails the tests; nothing is skipped in silence."""
+    for item in items:
+        if "mounted_disk" in getattr(item, "fixturenames", ()):
+            item.add_marker("filesystem")
     if config.getoption("--no-ring"):
         ring = [item for item in items if _needs_ring(item)]
         config.hook.pytest_deselected(items=ring)
@@ -123,3 +127,16 @@ def forbidden() -> Iterator[Path]:
         finally:
             os.seteuid(os.getuid())
             path.chmod(0o700)
+
+
+@pytest.fixture(scope="session")
+def mounted_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyDisk]:
+    with faulty_disk(tmp_path_factory.mktemp("disk")) as disk:
+        yield disk
+
+
+@pytest.fixture
+def disk(mounted_disk: FaultyDisk) -> FaultyDisk:
+    """An empty filesystem that loses what was not synced, and fails as the test says."""
+    mounted_disk.wipe()
+    return mounted_disk
