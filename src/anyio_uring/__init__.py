@@ -3,6 +3,7 @@
 from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
 from ._chain import Chain
+from ._cold_tier import ColdTierReader, ColdTierStatistics
 from ._copy import copy_file
 from ._copy_tree import copy_tree
 from ._core import current, open_uring
@@ -25,6 +26,8 @@ __all__ = (
     "BufferPool",
     "Chain",
     "ChainError",
+    "ColdTierReader",
+    "ColdTierStatistics",
     "DirectAlignment",
     "FileDescriptor",
     "FileStatus",
