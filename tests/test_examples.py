@@ -105,20 +105,6 @@ def test_the_trace_in_the_docs(tmp_path: Path, driver: str, monkeypatch: pytest.
     assert lines[:5] == expected.splitlines()[:5]
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_example_of_the_chains(driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
-    (code,) = _blocks("docs/chains.md", "python")
-    assert _run(code, tmp_path, backend).splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE)
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_example_of_the_paths(driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
-    (code,) = _blocks("docs/paths.md", "python")
-    assert _run(code, tmp_path, backend).splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE) != []
-
-
 @pytest.mark.parametrize("code", _blocks("docs/direct_and_flags.md", "python"))
 def test_the_examples_of_direct_io_and_flags(
     code: str, tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
@@ -142,9 +128,13 @@ def test_the_examples_of_what_is_registered(
     assert _run(code, tmp_path, backend).splitlines() == expected != []
 
 
+# Pages of one program, which prints what stands in the comments behind it, everywhere.
+PAGES = ("atomic_write", "chains", "cold_tier", "copying", "paths", "streams")
+
+
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("page", ["streams", "copying"])
-def test_the_examples_of_streams_and_copies(
+def test_the_example_of_a_page(
     page: str, driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANYIO_URING_DRIVER", driver)

@@ -1,6 +1,7 @@
 """Fast, correct disk I/O for structured-concurrency Python: one io_uring per event loop, on asyncio and trio."""
 
 from ._arguments import FileDescriptor
+from ._atomic_write import atomic_write
 from ._buffers import SupportsBuffer
 from ._chain import Chain
 from ._cold_tier import ColdTierReader, ColdTierStatistics
@@ -49,6 +50,7 @@ __all__ = (
     "UringOptions",
     "UringUnavailableError",
     "aligned_buffer",
+    "atomic_write",
     "copy_file",
     "copy_tree",
     "current",

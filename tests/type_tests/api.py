@@ -14,6 +14,8 @@ from anyio_uring import (
     AsyncIoManager,
     BatchError,
     BufferPool,
+    ColdTierReader,
+    ColdTierStatistics,
     DirectAlignment,
     FileStatus,
     FixedBuffer,
@@ -29,6 +31,7 @@ from anyio_uring import (
     UringFileWriteStream,
     UringOptions,
     aligned_buffer,
+    atomic_write,
     copy_file,
     copy_tree,
     current,
@@ -145,3 +148,16 @@ async def streams_and_copies(io: AsyncIoManager) -> None:
     assert_type(await copy_file("a", Path("b"), progress=print), int)
     assert_type(await copy_tree("a", "b", symlinks=True, io=io), int)
     UringFileReadStream("file")  # type: ignore[arg-type]
+
+
+async def durable_and_cold() -> None:
+    async with open_uring() as io:
+        await atomic_write(Path("file"), b"data", mode=0o600, io=io)
+        await atomic_write(b"file", memoryview(b""))
+        await atomic_write("file", "text")  # type: ignore[arg-type]
+        reader = ColdTierReader(3, base_offset=1 << 40, length=1 << 30, gap_max=0, coalesced_max=1 << 20, io=io)
+        assert_type(await reader.read(1 << 40, 1), bytes)
+        assert_type(await reader.read_batch([(1 << 40, 1)]), list[bytes])
+        assert_type(await reader.read_batch([(1 << 40, 1)], return_exceptions=True), list[bytes | OSError])
+        assert_type(reader.statistics(), ColdTierStatistics)
+        assert_type(reader.statistics().coalesced, int)
