@@ -1,5 +1,6 @@
 """Fast, correct disk I/O for structured-concurrency Python: one io_uring per event loop, on asyncio and trio."""
 
+from ._append_log import AppendLog, FsyncMode, LogStatistics, open_append_log
 from ._arguments import FileDescriptor
 from ._atomic_write import atomic_write
 from ._buffers import SupportsBuffer
@@ -9,11 +10,21 @@ from ._copy import copy_file
 from ._copy_tree import copy_tree
 from ._core import current, open_uring
 from ._direct import aligned_buffer
-from ._errors import BatchError, ChainError, MisalignedError, UnsupportedFlagError, UringUnavailableError
+from ._errors import (
+    BatchError,
+    ChainError,
+    CorruptLogError,
+    DurabilityLostError,
+    MisalignedError,
+    UnsupportedFlagError,
+    UringUnavailableError,
+)
 from ._fixed_buffers import BufferPool, FixedBuffer
 from ._fixed_files import RegisteredFile
 from ._flags import RwFlags
 from ._instruments import Instrument, ManagerView, OperationTrace
+from ._log_file import LogRecovery
+from ._log_reader import LogReader, read_append_log
 from ._manager import AsyncIoManager
 from ._options import UringOptions
 from ._requests import HasFileno
@@ -22,6 +33,7 @@ from ._statx import DirectAlignment, FileStatus
 from ._streams import UringFileReadStream, UringFileWriteStream
 
 __all__ = (
+    "AppendLog",
     "AsyncIoManager",
     "BatchError",
     "BufferPool",
@@ -29,14 +41,20 @@ __all__ = (
     "ChainError",
     "ColdTierReader",
     "ColdTierStatistics",
+    "CorruptLogError",
     "DirectAlignment",
+    "DurabilityLostError",
     "FileDescriptor",
     "FileStatus",
     "FixedBuffer",
+    "FsyncMode",
     "HasFileno",
     "Instrument",
     "IoStatistics",
     "LatencyQuantiles",
+    "LogReader",
+    "LogRecovery",
+    "LogStatistics",
     "ManagerView",
     "MisalignedError",
     "OperationTrace",
@@ -54,5 +72,7 @@ __all__ = (
     "copy_file",
     "copy_tree",
     "current",
+    "open_append_log",
     "open_uring",
+    "read_append_log",
 )

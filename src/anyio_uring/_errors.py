@@ -115,3 +115,46 @@ class ChainError(OSError):
         self.index = index
         self.verb = verb
         self.results = results
+
+
+class DurabilityLostError(OSError):
+    """
+    Raised when a sync of a log has failed: nobody knows what of the bytes behind the last good one is on disk.
+
+    The kernel reports a failed write-back once and then forgets that it failed (``fsync(2)``), so nothing is
+    tried again: the log takes no record any more, and every further use of it raises this error.  Go on from what
+    is known to be durable: close the log, find out what is wrong with the disk, and open the log again or another
+    one; what was appended behind :attr:`durable_end` and not acknowledged has to be appended anew.
+
+    ``errno`` is that of the sync; the failed operation's error is the ``__cause__``.
+
+    :ivar durable_end: every record that ends at this offset or before it is durable
+    """
+
+    durable_end: int
+
+    def __init__(self, cause: OSError, filename: str, durable_end: int) -> None:
+        super().__init__(
+            cause.errno,
+            f"the log could not be made durable behind offset {durable_end} ({cause.strerror}), and trying again "
+            "would prove nothing: check the disk, open the log again, and append anew what was not acknowledged",
+            filename,
+        )
+        self.durable_end = durable_end
+
+
+class CorruptLogError(OSError):
+    """
+    Raised when a log has damage that no crash explains, so that cutting it off would lose acknowledged records.
+
+    ``errno`` is ``EBADMSG``.  Restore the file from a copy; or, to give up everything behind the damage, copy what
+    :func:`read_append_log` yields before it raises this error to another log.
+
+    :ivar offset: of the first byte that is not valid
+    """
+
+    offset: int
+
+    def __init__(self, message: str, filename: str, offset: int) -> None:
+        super().__init__(errno.EBADMSG, f"{message}, at offset {offset}", filename)
+        self.offset = offset

@@ -1,0 +1,611 @@
+"""The append-only log: records of many tasks, gathered into commits.
+
+One task of the log's own writes, and one commit is under way at a time.  What is appended meanwhile gathers, and
+is the next one: one vectored write, and one sync linked to it.  It knows order, commits, cancellation and what is
+durable; how a record looks and what a file needs is below it.
+
+The life of an append::
+
+    append() -> in the queue -> in a commit -> written, and in mode ALWAYS synced -> append() returns its offset
+                    |               |
+                cancelled:      cancelled: waits for the commit; what it came to decides
+                never happened
+
+Offsets are given when a commit is made up, so one that is cancelled in the queue leaves no gap.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Final, Union
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+
+from ._buffers import SupportsBuffer, readable
+from ._core import manager_for
+from ._errors import DurabilityLostError
+from ._log_file import LogFile, LogOptions, LogRecovery, Written, create_log_file, open_log_file
+from ._log_format import FRAME_SIZE, RECORD_LENGTH_MAX, frame
+from ._manager import AsyncIoManager
+
+# Beyond it a commit takes no further record: the first one need not wait for megabytes of others.
+_COMMIT_SIZE_MAX: Final = 1 << 20
+# A record so long is a buffer of its own in a commit's write; shorter ones are copied together.
+_COPIED_MAX: Final = 64 * 1024
+_SYNC_INTERVAL_S: Final = 1.0
+
+
+class FsyncMode(enum.Enum):
+    """When an append is acknowledged, and so what a crash of the system can take; that of the process takes nothing."""
+
+    ALWAYS = "always"
+    """When it is on disk: nothing that was acknowledged can be lost."""
+    EVERY_SECOND = "every_second"
+    """When the kernel has it; a second later, by the event loop's clock, it is synced.  The last second can be lost."""
+    NEVER = "never"
+    """When the kernel has it, which writes it to disk when it pleases."""
+
+
+@attrs.frozen
+class LogStatistics:
+    """
+    A snapshot of a log's counters since it was opened.
+
+    :ivar appends: records written and acknowledged
+    :ivar bytes_written: bytes of them, with their frames
+    :ivar commits: writes that carried them, each of one record or many
+    :ivar records_per_commit: the average
+    :ivar records_per_commit_max: the most
+    :ivar syncs: ``fdatasync(2)`` that succeeded
+    :ivar short_writes: writes that went on with the rest
+    :ivar failed: appends that raised an error
+    :ivar cancelled: appends that were cancelled before they were in a commit
+    :ivar waiting: tasks that wait for the log now
+    """
+
+    appends: int
+    bytes_written: int
+    commits: int
+    records_per_commit: float
+    records_per_commit_max: int
+    syncs: int
+    short_writes: int
+    failed: int
+    cancelled: int
+    waiting: int
+
+
+@attrs.define(eq=False)
+class _Step:
+    """What one task waits for: its record, a sync, or the switch to another file."""
+
+    record: bytes | None = None
+    rotate_to: str | None = None
+    is_dropped: bool = False
+    is_under_way: bool = False
+    offset: int = -1
+    end: int = -1
+    error: BaseException | None = None
+    # What the waiters' module asks for.
+    waiter: Any = None
+    is_awake: bool = False
+
+
+@attrs.define(eq=False)
+class _Counters:
+    appends: int = 0
+    bytes_written: int = 0
+    commits: int = 0
+    records_per_commit_max: int = 0
+    syncs: int = 0
+    short_writes: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    under_way: int = 0
+
+    def count(self, commit: _Commit) -> None:
+        """Count what became of a commit."""
+        self.under_way = 0
+        records = [step for step in commit.steps if step.record is not None]
+        written = (
+            len(records) if not any(step.error for step in commit.steps) else sum(not step.error for step in records)
+        )
+        self.failed += len(records) - written
+        if written:
+            self.appends += written
+            self.commits += 1
+            self.records_per_commit_max = max(self.records_per_commit_max, written)
+
+
+def _abort(step: _Step) -> bool:
+    """Say whether a cancelled wait is over: unless it is under way, it never happens."""
+    step.is_dropped = not step.is_under_way
+    return step.is_dropped
+
+
+@attrs.define(eq=False)
+class _Commit:
+    """Steps that become durable together."""
+
+    start: int  # offset
+    size: int = 0
+    must_sync: bool = False
+    has_long: bool = False
+    steps: list[_Step] = attrs.Factory(list)
+    pieces: list[bytes] = attrs.Factory(list)
+
+    def buffers(self) -> list[bytes]:
+        """Return what to write; a handful of buffers, where there may be thousands of pieces."""
+        if not self.has_long:
+            return [b"".join(self.pieces)] if self.pieces else []
+        buffers: list[bytes] = []
+        short: list[bytes] = []
+        for piece in self.pieces:
+            if len(piece) > _COPIED_MAX:
+                buffers += b"".join(short), piece
+                short = []
+            else:
+                short.append(piece)
+        return [*buffers, b"".join(short)]
+
+
+def open_append_log(
+    path: Union[str, os.PathLike[str]],
+    *,
+    fsync: FsyncMode = FsyncMode.ALWAYS,
+    io: AsyncIoManager | None = None,
+    preallocate: int = 16 << 20,
+    record_length_max: int | None = None,
+    mode: int = 0o666,
+) -> AbstractAsyncContextManager[AppendLog, None]:
+    """
+    Open a log for appending, or create it::
+
+        async with open_append_log(path) as log:
+            offset = await log.append(b"record")
+
+    Entering the block locks the file against a second writer (``flock(2)``), reads it to its end, cuts off a torn
+    tail, and makes durable what it keeps; :attr:`AppendLog.recovery` tells.  A new file and its name are durable.
+    The end of the block waits until all that was appended is written, and in the modes that sync, synced; then it
+    gives back what was allocated ahead and closes the file.
+
+    :param fsync: when an append is acknowledged
+    :param io: the manager to write with; ``None``: the innermost open one, or threads
+    :param preallocate: bytes that are allocated ahead at a time, so that a sync need not write a new size of the
+        file, too (``fallocate(2)``); 0: none
+    :param record_length_max: bytes of the longest record, for a new file: an existing one keeps its own;
+        ``None``: 16 MiB
+    :param mode: permissions of a new file, less the process's umask
+    :return: an async context manager, to be entered once
+    :raises BlockingIOError: on entering, if the file is open for appending
+    :raises CorruptLogError: on entering, if it is no log, or is damaged in a way that no crash explains: then
+        nothing is cut off, for it may have been acknowledged
+    :raises OSError: on entering, if it cannot be opened, read or synced
+    :raises DurabilityLostError: at the end of the block, if a sync failed and nobody has been told yet
+    :raises ValueError: if a size is out of range
+    """
+    if not isinstance(fsync, FsyncMode):
+        raise TypeError(f"fsync must be a FsyncMode, not {fsync!r}")
+    if preallocate < 0:
+        raise ValueError(f"preallocate must be 0 or more bytes, not {preallocate}")
+    length_max = 16 << 20 if record_length_max is None else record_length_max
+    if not 0 < length_max <= RECORD_LENGTH_MAX:
+        raise ValueError(f"record_length_max must be between 1 and {RECORD_LENGTH_MAX} bytes, not {length_max}")
+    return _Opening(io, fsync, LogOptions(os.fspath(path), preallocate, length_max, mode))
+
+
+class AppendLog:
+    """
+    A log open for appending; :func:`open_append_log` makes one.
+
+    Any number of tasks append at once.  Records stand in the file whole, in the order in which their appends
+    started, at the offsets that they return.  An offset is a byte position; behind :meth:`rotate` offsets go on where
+    the file before ended, so that none comes twice in the life of a log.
+
+    **Cancellation.** An append that is cancelled before it is in a commit never happens.  One in a commit waits for
+    that, returns its offset if it succeeded, and the cancellation strikes at the next checkpoint; nobody else's
+    append is harmed.
+
+    **Errors.** Where writing fails (``ENOSPC``, ``EDQUOT``, ``EFBIG``, ``EIO``), the appends whose records are not in
+    the file raise that :class:`OSError`, the file is cut back to the last whole record, and the log goes on.  Where a
+    sync fails, the log is at its end: :class:`DurabilityLostError`.
+
+    :ivar recovery: what opening found
+    """
+
+    __slots__ = (
+        "_bell",
+        "_counters",
+        "_dirty",
+        "_durable_end",
+        "_end",
+        "_file",
+        "_fsync",
+        "_is_announced",
+        "_is_closing",
+        "_is_sync_due",
+        "_is_told",
+        "_is_writing",
+        "_loop",
+        "_lost",
+        "_queue",
+        "_ticking",
+        "recovery",
+    )
+
+    def __init__(self, file: LogFile, recovery: LogRecovery, fsync: FsyncMode) -> None:
+        self.recovery: LogRecovery = recovery
+        self._file = file
+        self._fsync = fsync
+        self._end = self._durable_end = recovery.end
+        self._loop = loop = file.io._loop
+        loop.protect(AppendLog.append, AppendLog.sync, AppendLog.rotate, AppendLog._wait)  # type: ignore[arg-type]
+        loop.protect(AppendLog._write, AppendLog._tick, AppendLog._finish)  # type: ignore[arg-type]
+        self._bell = loop.doorbell()
+        # What tasks wait for, in the order in which they asked.
+        self._queue: deque[_Step] = deque()
+        self._is_announced = False  # whether the bell is about to be rung
+        self._is_writing = False  # whether a step is under way
+        self._is_closing = False
+        # Of EVERY_SECOND: whether a second has passed; and what tells the clock that something is not synced.
+        self._is_sync_due = False
+        self._dirty = anyio.Event()
+        self._ticking = anyio.CancelScope(shield=True)
+        # Why nothing can be appended any more, and whether anybody knows.
+        self._lost: OSError | None = None
+        self._is_told = False
+        self._counters = _Counters()
+
+    def __repr__(self) -> str:
+        return f"<AppendLog {self.path!r} fsync={self._fsync.name} end={self._end} durable_end={self._durable_end}>"
+
+    @property
+    def path(self) -> str:
+        """The file that is being appended to."""
+        return self._file.path
+
+    @property
+    def fsync(self) -> FsyncMode:
+        """When an append is acknowledged."""
+        return self._fsync
+
+    @property
+    def record_length_max(self) -> int:
+        """Bytes of the longest record that the file takes."""
+        return self._file.header.record_length_max
+
+    @property
+    def end(self) -> int:
+        """Offset behind the last record that was written."""
+        return self._end
+
+    @property
+    def durable_end(self) -> int:
+        """Offset up to which everything is known to be on disk."""
+        return self._durable_end
+
+    def statistics(self) -> LogStatistics:
+        """Return a snapshot of the counters."""
+        counters = self._counters
+        commits = counters.commits
+        return LogStatistics(
+            appends=counters.appends,
+            bytes_written=counters.bytes_written,
+            commits=commits,
+            records_per_commit=counters.appends / commits if commits else 0.0,
+            records_per_commit_max=counters.records_per_commit_max,
+            syncs=counters.syncs,
+            short_writes=counters.short_writes,
+            failed=counters.failed,
+            cancelled=counters.cancelled,
+            waiting=counters.under_way + sum(not step.is_dropped for step in self._queue),
+        )
+
+    # --- what tasks ask for -----------------------------------------------------------------------
+
+    async def append(self, record: SupportsBuffer) -> int:
+        """
+        Append a record, and wait until it is on disk (``ALWAYS``), or with the kernel (the other modes).
+
+        :param record: bytes, none at all to :attr:`record_length_max`; anything but ``bytes`` is copied
+        :return: its offset
+        :raises OSError: if it could not be written; it is not in the log then
+        :raises DurabilityLostError: if a sync failed, this record's or an earlier one
+        :raises ValueError: if it is longer than that
+        :raises ClosedResourceError: if the block of the log has ended
+        """
+        if type(record) is not bytes:
+            record = bytes(readable(record, "record"))
+        if len(record) > self._file.header.record_length_max:
+            raise ValueError(f"a record of this log has at most {self.record_length_max} bytes, not {len(record)}")
+        step = _Step(record)
+        await self._wait(step)
+        return step.offset
+
+    async def sync(self) -> int:
+        """
+        Wait until everything that was appended before is on disk, in every mode.
+
+        :return: the offset behind that
+        :raises DurabilityLostError: if a sync failed, this or an earlier one
+
+        Cancelled while it waits for its turn, it does not happen.
+        """
+        step = _Step()
+        await self._wait(step)
+        return step.end
+
+    async def rotate(self, new_path: Union[str, os.PathLike[str]]) -> None:
+        """
+        Go on in a new file, behind everything that was appended before.
+
+        The file so far is synced, in every mode, and trimmed; the new one and its name are durable before a record
+        goes there; then the file so far is closed.  Appends of other tasks meanwhile wait and go to the new file;
+        offsets go on.  If it fails, the log goes on in the file so far.
+
+        :param new_path: of a file that does not exist
+        :raises FileExistsError: if it does
+        :raises OSError: if it cannot be created
+        :raises DurabilityLostError: if the file so far could not be synced
+
+        Cancelled while it waits for its turn, it does not happen.
+        """
+        await self._wait(_Step(rotate_to=os.fspath(new_path)))
+
+    async def _wait(self, step: _Step) -> None:
+        self._file.io._task.check()
+        if self._is_closing:
+            raise anyio.ClosedResourceError("the open_append_log() block of this log has ended")
+        self._queue.append(step)
+        if not self._is_announced and not self._is_writing:
+            self._announce()
+        cancellation = await self._loop.sleep(step, _abort)
+        if cancellation is not None:
+            cancellation.keep()
+        if step.error is not None:
+            raise step.error
+
+    # --- the log's own tasks ----------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        """Have the queue looked at, as soon as every cancellation that is on its way now has arrived."""
+        self._is_announced = True
+        self._loop.call_behind_cancellations(self._bell.ring)
+
+    async def _write(self) -> None:
+        """Carry out what is asked, a commit at a time, until the log is closed."""
+        with anyio.CancelScope(shield=True):
+            while not self._is_closing:
+                await self._bell.wait()
+                self._is_announced = False
+                if self._queue or self._is_sync_due:
+                    await self._proceed()
+                # Whoever was woken may append again now, and shares the next commit.
+                if self._queue:
+                    self._announce()
+
+    async def _tick(self) -> None:
+        """Have the log synced a second after it was first written to since it was last synced."""
+        with self._ticking:
+            while True:
+                await self._dirty.wait()
+                await anyio.sleep(_SYNC_INTERVAL_S)
+                self._is_sync_due = True
+                self._dirty = anyio.Event()
+                self._bell.ring()
+
+    async def _finish(self) -> None:
+        """Carry out what is asked for still, give back what was allocated ahead, and close the file."""
+        try:
+            while self._queue:
+                await self._proceed()
+            if self._fsync is not FsyncMode.NEVER and self._durable_end < self._end and self._lost is None:
+                await self._commit(_Commit(self._end, must_sync=True))
+            if self._lost is None:
+                end = self._file.position(self._end)
+                if end < self._file.allocated:
+                    await self._file.cut(end)
+            elif not self._is_told:
+                raise self._new_error()
+        finally:
+            await self._file.aclose()
+
+    async def _proceed(self) -> None:
+        """Carry out the next commit, or the switch to another file; never raises but what is no :class:`Exception`."""
+        self._is_writing = True
+        try:
+            step = self._queue[0] if self._queue else None
+            if step is not None and step.rotate_to is not None:
+                await self._rotate(self._queue.popleft())
+            else:
+                await self._commit(self._next_commit())
+        finally:
+            self._is_writing = False
+
+    def _is_left(self, step: _Step) -> bool:
+        """Whether nobody waits for a step any more; otherwise it is under way from now on."""
+        step.is_dropped = step.is_dropped or self._loop.has_left(step)
+        step.is_under_way = not step.is_dropped
+        if step.is_dropped and step.record is not None:
+            self._counters.cancelled += 1
+        return step.is_dropped
+
+    # --- commits ----------------------------------------------------------------------------------
+
+    def _next_commit(self) -> _Commit:
+        """Take from the queue what goes together, and give offsets to the records."""
+        commit = _Commit(self._end, must_sync=self._is_sync_due)
+        queue, header, durable_end = self._queue, self._file.header, self._durable_end
+        offset = self._end
+        while queue and queue[0].rotate_to is None and offset - commit.start <= _COMMIT_SIZE_MAX:
+            step = queue.popleft()
+            if self._is_left(step):
+                continue
+            commit.steps.append(step)
+            record = step.record
+            if record is None:
+                commit.must_sync = True
+            else:
+                commit.pieces += frame(header, offset, offset - durable_end, record), record
+                commit.has_long = commit.has_long or len(record) > _COPIED_MAX
+                step.offset = offset
+                offset += FRAME_SIZE + len(record)
+            step.end = offset
+        commit.size = offset - commit.start
+        if self._fsync is FsyncMode.ALWAYS and commit.size:
+            commit.must_sync = True
+        return commit
+
+    async def _commit(self, commit: _Commit) -> None:
+        """Write and sync; then wake everyone who waited for that, each with an offset or an error."""
+        self._counters.under_way = len(commit.steps)
+        try:
+            await self._make_durable(commit)
+        except BaseException as exc:
+            # Nobody knows what of it happened.
+            cause = exc if isinstance(exc, OSError) else OSError(errno.EIO, f"{type(exc).__name__}: {exc}", self.path)
+            cause.__cause__ = None if cause is exc else exc
+            self._lose(cause, commit.steps)
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._counters.count(commit)
+            for step in commit.steps:
+                self._loop.wake(step)
+
+    async def _make_durable(self, commit: _Commit) -> None:
+        if self._lost is not None:
+            self._fail(commit.steps, None)
+            return
+        file = self._file
+        start = file.position(commit.start)
+        if commit.size:
+            await file.allocate(start + commit.size)
+        must_sync = commit.must_sync and (commit.size > 0 or self._durable_end < self._end)
+        written = await file.write(commit.buffers(), start, sync=must_sync)
+        self._counters.short_writes += written.short_writes
+        end = commit.start + commit.size
+        if written.write_error is not None:
+            end = await self._cut_back(commit, written)
+            must_sync = must_sync and end > self._durable_end
+        if must_sync or self._is_sync_due:
+            # A second has passed while it was written: what it wrote is not acknowledged before it is synced.
+            sync_error = written.sync_error
+            if written.write_error is not None or not commit.must_sync:
+                sync_error = (await file.write([], 0, sync=True)).sync_error
+            if sync_error is not None:
+                self._lose(sync_error, commit.steps)
+                return
+            self._counters.syncs += 1
+            self._durable_end = end
+            self._is_sync_due = False
+        self._end = end
+        self._counters.bytes_written += end - commit.start
+        if end > self._durable_end and self._fsync is FsyncMode.EVERY_SECOND and not self._dirty.is_set():
+            self._dirty.set()
+
+    async def _cut_back(self, commit: _Commit, written: Written) -> int:
+        """Cut off what is not a whole record, let the appends fail that are not in the file; return the new end."""
+        reached = commit.start + written.length
+        end = max((step.end for step in commit.steps if step.end <= reached), default=commit.start)
+        self._fail([step for step in commit.steps if step.end > end], written.write_error)
+        await self._file.cut(self._file.position(end))
+        return end
+
+    # --- another file -----------------------------------------------------------------------------
+
+    async def _rotate(self, step: _Step) -> None:
+        if self._is_left(step):
+            return
+        self._counters.under_way = 1
+        try:
+            await self._commit(_Commit(self._end, must_sync=True))
+            if self._lost is not None:
+                self._fail([step], None)
+                return
+            old = self._file
+            await old.cut(old.position(self._end))
+            assert step.rotate_to is not None
+            self._file = await create_log_file(old.io, attrs.evolve(old.options, path=step.rotate_to), first=self._end)
+            await old.aclose()
+        except BaseException as exc:
+            step.error = exc
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._counters.under_way = 0
+            self._loop.wake(step)
+
+    # --- errors -----------------------------------------------------------------------------------
+
+    def _lose(self, cause: OSError, steps: list[_Step]) -> None:
+        """Take nothing more, for nobody knows what is on disk."""
+        self._lost = cause
+        self._is_sync_due = False
+        self._fail(steps, None)
+
+    def _fail(self, steps: list[_Step], error: OSError | None) -> None:
+        """Let steps raise an error, each its own; ``None``: that durability is lost."""
+        for step in steps:
+            if error is None:
+                self._is_told = True
+                step.error = self._new_error()
+            else:
+                step.error = OSError(error.errno, error.strerror, self.path)
+
+    def _new_error(self) -> DurabilityLostError:
+        assert self._lost is not None
+        error = DurabilityLostError(self._lost, self.path, self._durable_end)
+        error.__cause__ = self._lost
+        return error
+
+
+class _Opening:
+    """What ``open_append_log()`` returns. A class, for a generator's frames would be open to KeyboardInterrupt."""
+
+    __slots__ = ("_fsync", "_io", "_log", "_options", "_tasks")
+
+    def __init__(self, io: AsyncIoManager | None, fsync: FsyncMode, options: LogOptions) -> None:
+        self._io = io
+        self._fsync = fsync
+        self._options = options
+        self._log: AppendLog | None = None
+        self._tasks: TaskGroup
+
+    async def __aenter__(self) -> AppendLog:
+        if self._log is not None:
+            raise RuntimeError("what open_append_log() returns can be entered once: call it again for another log")
+        io = manager_for(self._io)
+        io._loop.protect(_Opening.__aenter__, _Opening.__aexit__)  # type: ignore[arg-type]
+        file, recovery = await open_log_file(io, self._options)
+        self._log = log = AppendLog(file, recovery, self._fsync)
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(log._write, name="anyio_uring log")
+        if self._fsync is FsyncMode.EVERY_SECOND:
+            self._tasks.start_soon(log._tick, name="anyio_uring log's clock")
+        return log
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        log = self._log
+        assert log is not None
+        log._is_closing = True
+        log._bell.ring()
+        log._ticking.cancel()
+        # Otherwise a cancelled outer scope would cancel the wait for the last commit.
+        self._tasks.cancel_scope.shield = True
+        try:
+            # An error of the body passes the task group by, so that it arrives as it was raised.
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await log._finish()

@@ -1,0 +1,266 @@
+"""The file of an append-only log: created durably, locked, its torn tail cut off, allocated ahead, trimmed.
+
+It knows files and where their records end; it knows nothing of who appends, of commits or of waiting.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import Any, Final, NamedTuple
+
+import anyio
+import attrs
+
+from . import _arguments
+from ._log_format import FRAME_SIZE, HEADER_SIZE, FileHeader, new_header
+from ._log_scanner import LogScanner
+from ._manager import AsyncIoManager
+from ._requests import Requests
+
+# Without room for it the log does without; only writing the records themselves must not fail.
+_NOT_ALLOCATED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.ENOSYS})
+# fcntl.flock() of a file that another descriptor has locked.
+_LOCKED: Final = frozenset({errno.EWOULDBLOCK, errno.EACCES})
+
+
+@attrs.frozen
+class LogRecovery:
+    """
+    What opening a log found, and what it did to the file.
+
+    :ivar was_created: whether there was no log before
+    :ivar records: valid records that the file has
+    :ivar end: offset behind the last of them, where the next one goes
+    :ivar bytes_cut: bytes of a torn tail that were cut off behind ``end``, without zeros at the end of the file; 0
+        if the tail was clean
+    :ivar reason: what was wrong with them; ``None`` if nothing was cut
+    """
+
+    was_created: bool
+    records: int
+    end: int
+    bytes_cut: int = 0
+    reason: str | None = None
+
+
+@attrs.frozen
+class LogOptions:
+    """How a log's files are to be; described at :func:`open_append_log`."""
+
+    path: str
+    preallocate: int
+    record_length_max: int
+    mode: int
+
+
+class Written(NamedTuple):
+    """What became of a write and its sync: the bytes written, and the error of either, which ended it."""
+
+    length: int
+    write_error: OSError | None = None
+    sync_error: OSError | None = None
+    short_writes: int = 0
+
+
+@attrs.define(eq=False)
+class LogFile:
+    """
+    An open, locked file of a log.
+
+    :ivar step: bytes allocated ahead at a time
+    :ivar allocated: position behind the last byte that was allocated ahead
+    """
+
+    io: AsyncIoManager
+    options: LogOptions
+    fd: int
+    header: FileHeader
+    step: int = attrs.field(init=False)
+    allocated: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.step = self.options.preallocate
+
+    @property
+    def path(self) -> str:
+        return self.options.path
+
+    def position(self, offset: int) -> int:
+        """Return where in the file an offset is."""
+        return offset - self.header.base
+
+    async def allocate(self, end: int) -> None:
+        """
+        Allocate a step ahead, if the file ends before this position: a sync then need not write its new size.
+
+        Where there is no room, or the filesystem cannot allocate, nothing is: writing will tell.
+        """
+        if not self.step or end <= self.allocated:
+            return
+        length = end - end % -self.step - self.allocated  # up to the next multiple
+        try:
+            await self.io.fallocate(self.fd, 0, self.allocated, length)
+        except OSError as exc:
+            if exc.errno not in _NOT_ALLOCATED:
+                raise
+            if exc.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
+                self.step = 0
+            return
+        self.allocated += length
+
+    async def write(self, buffers: list[bytes], position: int, *, sync: bool) -> Written:
+        """
+        Write some buffers, one behind the other, and sync them in the same submission.
+
+        A short write goes on with the rest.  The sync is linked to the write (``IOSQE_IO_LINK``), so behind a short
+        one it does not happen, and is asked again with the rest.  After an error nothing is.
+
+        :param sync: whether to; without buffers nothing else is done
+        """
+        left: list[Any] = buffers
+        size = sum(map(len, buffers))
+        syncing = _arguments.sync_request(self.fd, data_only=True)
+        done = short_writes = 0
+        while done < size:
+            if len(left) == 1:
+                request = _arguments.write_request(self.fd, left[0], position + done)
+            else:
+                request = _arguments.writev_request(self.fd, left, position + done)
+            request.is_linked = sync
+            try:
+                count, *syncs = await self._perform((request, syncing) if sync else (request,), is_chain=sync)
+            finally:
+                request.release()
+            if count <= 0:
+                # Nothing, and no error, is what the kernel never says of a file; it would go round for ever.
+                return Written(done, self._error(count or -errno.EIO), None, short_writes)
+            done += count
+            if done < size:
+                short_writes += 1
+                left = _rest(left, count)
+            elif sync:
+                return Written(done, None, self._error(syncs[0]), short_writes)
+        if sync and not size:
+            (count,) = await self._perform((syncing,))
+            return Written(0, None, self._error(count))
+        return Written(done, None, None, short_writes)
+
+    async def _perform(self, requests: Requests, *, is_chain: bool = False) -> list[int]:
+        # The log's own task is not cancelled, so there is no cancellation to wait for: has_passed saves 10 us.
+        return await self.io._task.perform(requests, has_passed=True, is_chain=is_chain)
+
+    def _error(self, res: int) -> OSError | None:
+        return OSError(-res, os.strerror(-res), self.path) if res < 0 else None
+
+    async def cut(self, end: int) -> None:
+        """Let the file end at this position."""
+        await self.io.truncate(self.fd, end)
+        self.allocated = end
+
+    async def aclose(self) -> None:
+        """Close it, which gives its lock back, also when cancelled."""
+        await self.io.close(self.fd)
+
+
+async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int) -> LogFile:
+    """
+    Create a file whose first record will have a given offset; it and its name are durable on return.
+
+    :raises FileExistsError: if there is one
+    """
+    path = options.path
+    fd = await io.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, options.mode)
+    try:
+        _lock(fd, path)
+        file = LogFile(io, options, fd, new_header(first, options.record_length_max))
+        await _write_header(file)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await io.unlink(path)
+            await io.close(fd)
+        raise
+    return file
+
+
+async def open_log_file(io: AsyncIoManager, options: LogOptions) -> tuple[LogFile, LogRecovery]:
+    """
+    Open a file, or create it, lock it, and cut off what is torn; what is kept is durable on return.
+
+    :raises BlockingIOError: if it is open for appending
+    :raises CorruptLogError: if it is no log, or is damaged; nothing was changed
+    """
+    path = options.path
+    fd = await io.open(path, os.O_RDWR | os.O_CREAT, options.mode)
+    try:
+        _lock(fd, path)
+        # Pages that could not be written stay in memory, and count as clean: what is recovered is what the disk has.
+        await io.fdatasync(fd)
+        await io.fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        scanner = LogScanner(io, fd, path)
+        await scanner.open()
+        if scanner.header is None:
+            file = LogFile(io, options, fd, new_header(HEADER_SIZE, options.record_length_max))
+            await file.cut(0)
+            await _write_header(file)
+            return file, LogRecovery(True, 0, file.header.first, scanner.bytes_torn, scanner.torn)
+        records = 0
+        while found := await scanner.next_records():
+            records += len(found)
+        file = LogFile(io, options, fd, scanner.header)
+        recovery = await _recover(file, scanner, records)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await io.close(fd)
+        raise
+    return file, recovery
+
+
+def _rest(buffers: list[Any], count: int) -> list[memoryview]:
+    """Return what is behind the first ``count`` bytes."""
+    rest: list[memoryview] = []
+    for buffer in buffers:
+        if count < len(buffer):
+            rest.append(memoryview(buffer)[count:])
+        count = max(count - len(buffer), 0)
+    return rest
+
+
+async def sync_directory(io: AsyncIoManager, path: str) -> None:
+    """Make the name of a file durable."""
+    fd = await io.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        await io.fsync(fd)
+    finally:
+        await io.close(fd)
+
+
+def _lock(fd: int, path: str) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno not in _LOCKED:
+            raise
+        raise BlockingIOError(
+            exc.errno, "the log is open for appending already, here or in another process", path
+        ) from None
+
+
+async def _write_header(file: LogFile) -> None:
+    """Make a file a log without records, and it and its name durable."""
+    await file.io.write_all(file.fd, file.header.to_bytes(), 0)
+    file.allocated = HEADER_SIZE
+    await file.allocate(HEADER_SIZE + FRAME_SIZE)
+    await file.io.fsync(file.fd)
+    await sync_directory(file.io, file.path)
+
+
+async def _recover(file: LogFile, scanner: LogScanner, records: int) -> LogRecovery:
+    """Cut off all that is behind the last valid record: it must not become valid again behind new ones."""
+    end = file.position(scanner.end)
+    await file.cut(end)
+    await file.allocate(end + FRAME_SIZE)
+    await file.io.fsync(file.fd)
+    await sync_directory(file.io, file.path)  # a crash may have come between the file's creation and that
+    return LogRecovery(False, records, scanner.end, scanner.bytes_torn, scanner.torn)
