@@ -117,6 +117,14 @@ def disabled(session: nox.Session) -> None:
         SYSCTL.write_text(before, encoding="ascii")
 
 
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Kill a process that appends to a log, 200 times on each event loop, driver and mode (half an hour)."""
+    _install(session, ".[cli]", *TEST_REQUIREMENTS)
+    environment = {"ANYIO_URING_CRASH_ROUNDS": "200"}
+    session.run("pytest", "tests/test_log_crash.py", *session.posargs, env=environment)
+
+
 # The newest, on which every peer can be installed; all participants run on the same one.
 @nox.session(python=INSTALLED[-1] if INSTALLED else False)
 def bench(session: nox.Session) -> None:

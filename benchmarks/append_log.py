@@ -86,10 +86,8 @@ def redis(path: Path, tasks: int, count: int) -> float:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         socket = f"{directory}/socket"
         options = ["--port", "0", "--unixsocket", socket, "--save", "", "--dir", directory]
-        server = subprocess.Popen(
-            ["redis-server", *options, "--appendonly", "yes", "--appendfsync", "always", "--maxclients", "2000"],
-            stdout=subprocess.DEVNULL,
-        )
+        command = ["redis-server", *options, "--appendonly", "yes", "--appendfsync", "always", "--maxclients", "2000"]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             while not Path(socket).exists():
                 time.sleep(0.01)

@@ -40,4 +40,5 @@ async def main(path: str, driver: Any, mode: str, first: int) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(partial(main, *sys.argv[1:4], int(sys.argv[4])), backend=sys.argv[5])
+    path, driver, mode, first, backend = sys.argv[1:]
+    anyio.run(partial(main, path, driver, mode, int(first)), backend=backend)

@@ -129,7 +129,7 @@ def test_the_examples_of_what_is_registered(
 
 
 # Pages of one program, which prints what stands in the comments behind it, everywhere.
-PAGES = ("atomic_write", "chains", "cold_tier", "copying", "paths", "streams")
+PAGES = ("atomic_write", "chains", "cold_tier", "copying", "durability", "paths", "streams")
 
 
 @pytest.mark.parametrize("page", PAGES)

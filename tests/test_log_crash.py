@@ -18,7 +18,7 @@ from anyio_uring import FsyncMode, open_append_log, read_append_log
 
 from .log_child import TASKS, record
 
-# Of each event loop, driver and mode; 200 of each leg take twelve minutes (nox -s crash).
+# Of each event loop, driver and mode; nox -s crash does 200.
 ROUNDS = int(os.environ.get("ANYIO_URING_CRASH_ROUNDS", "5"))
 
 

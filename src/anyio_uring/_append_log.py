@@ -34,6 +34,7 @@ from ._errors import DurabilityLostError
 from ._log_file import LogFile, LogOptions, LogRecovery, Written, create_log_file, open_log_file
 from ._log_format import FRAME_SIZE, RECORD_LENGTH_MAX, frame
 from ._manager import AsyncIoManager
+from ._waiters import Cancellation, sleep
 
 # Beyond it a commit takes no further record: the first one need not wait for megabytes of others.
 _COMMIT_SIZE_MAX: Final = 1 << 20
@@ -96,6 +97,7 @@ class _Step:
     # What the waiters' module asks for.
     waiter: Any = None
     is_awake: bool = False
+    cancellation: Cancellation | None = None
 
 
 @attrs.define(eq=False)
@@ -366,7 +368,7 @@ class AppendLog:
         self._queue.append(step)
         if not self._is_announced and not self._is_writing:
             self._announce()
-        cancellation = await self._loop.sleep(step, _abort)
+        cancellation = await sleep(self._loop, step, _abort)
         if cancellation is not None:
             cancellation.keep()
         if step.error is not None:

@@ -11,6 +11,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from typing_extensions import assert_type
 
 from anyio_uring import (
+    AppendLog,
     AsyncIoManager,
     BatchError,
     BufferPool,
@@ -19,9 +20,12 @@ from anyio_uring import (
     DirectAlignment,
     FileStatus,
     FixedBuffer,
+    FsyncMode,
     Instrument,
     IoStatistics,
     LatencyQuantiles,
+    LogRecovery,
+    LogStatistics,
     ManagerView,
     OperationTrace,
     RegisteredFile,
@@ -35,7 +39,9 @@ from anyio_uring import (
     copy_file,
     copy_tree,
     current,
+    open_append_log,
     open_uring,
+    read_append_log,
 )
 
 
@@ -161,3 +167,18 @@ async def durable_and_cold() -> None:
         assert_type(await reader.read_batch([(1 << 40, 1)], return_exceptions=True), list[bytes | OSError])
         assert_type(reader.statistics(), ColdTierStatistics)
         assert_type(reader.statistics().coalesced, int)
+
+
+async def log() -> None:
+    async with open_append_log(Path("log"), fsync=FsyncMode.NEVER, preallocate=0) as opened:
+        assert_type(opened, AppendLog)
+        assert_type(await opened.append(b""), int)
+        assert_type(await opened.append(bytearray()), int)
+        assert_type(await opened.sync(), int)
+        assert_type(opened.recovery, LogRecovery)
+        assert_type(opened.statistics(), LogStatistics)
+        await opened.rotate("next")
+    async for offset, record in read_append_log("log"):
+        assert_type(offset, int)
+        assert_type(record, bytes)
+    open_append_log("log", fsync="always")  # type: ignore[arg-type]
