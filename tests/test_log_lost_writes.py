@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -116,6 +117,25 @@ async def test_no_acknowledged_record_is_lost(disk: FaultyDisk, io: AsyncIoManag
         assert [*found] == sorted(found)
         acknowledged += len(book.acknowledged)
     assert acknowledged > 3 * rounds * crashes, "hardly a record was acknowledged: this tested little"
+
+
+@many_rounds
+async def test_a_creation_that_was_cut_short_is_begun_anew(disk: FaultyDisk, io: AsyncIoManager) -> None:
+    """A header that is torn, with allocated zeros behind it, is no damage: nothing was ever acknowledged."""
+    for count in range(4, 8):
+        for seed in range(30):
+            disk.wipe()
+            disk.crash_before(count, "tear", seed)
+            with suppress(OSError):
+                async with open_append_log(disk.path / "log", io=io, preallocate=PREALLOCATE):
+                    pass
+            if not disk.has_crashed():
+                disk.crash("tear", seed)
+            disk.recover()
+            book = Book()
+            async with open_append_log(disk.path / "log", io=io, preallocate=PREALLOCATE) as log:
+                await book.append(log, 10)
+            assert await _contents(disk.path / "log", io) == book.acknowledged, f"{count} operations, seed {seed}"
 
 
 @many_rounds
