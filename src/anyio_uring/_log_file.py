@@ -250,9 +250,10 @@ def _lock(fd: int, path: str) -> None:
 async def _write_header(file: LogFile) -> None:
     """Make a file a log without records, and it and its name durable."""
     await file.io.write_all(file.fd, file.header.to_bytes(), 0)
+    # Before anything is allocated behind it: a torn header with zeros behind could not be told from a damaged one.
+    await file.io.fsync(file.fd)
     file.allocated = HEADER_SIZE
     await file.allocate(HEADER_SIZE + FRAME_SIZE)
-    await file.io.fsync(file.fd)
     await sync_directory(file.io, file.path)
 
 
