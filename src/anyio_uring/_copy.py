@@ -174,7 +174,9 @@ async def in_thread(function: Callable[[], ResultT], *, is_certain: bool = False
 
     :param is_certain: call it also if the task has been cancelled
     """
-    return await current_loop().run_in_thread(function, None, is_certain=is_certain)
+    with anyio.CancelScope(shield=is_certain):
+        return await current_loop().run_in_thread(function, None, is_certain=is_certain)
+    raise AssertionError("nobody cancels that scope")
 
 
 def _ignore(_done: int) -> None:
