@@ -179,6 +179,13 @@ async def test_a_reader_that_jumps_asks_for_nothing_ahead(
         await stream.seek(await stream.tell())  # no jump
         await stream.receive()
         assert len(asked) == 1
+        for _ in range(30):
+            await stream.receive()
+        asked.clear()
+        await stream.seek(0)  # back, where what was asked for lies far in front
+        for _ in range(3):
+            await stream.receive()
+        assert asked[0][0] == 2 * 65536
 
 
 @pytest.mark.anyio

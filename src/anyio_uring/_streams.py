@@ -96,7 +96,7 @@ class UringFileReadStream(ByteReceiveStream):
             raise ValueError("max_bytes must be a positive integer")
         file = self._file
         async with file.lock:
-            if file.is_disk:
+            if file.is_disk and (not self._window or self._asked - file.position < self._window):
                 await self._ask_ahead(length)
             data = await file.perform(lambda: file.io.read(file.file, length, file.position))
             file.advance(len(data))
@@ -112,8 +112,6 @@ class UringFileReadStream(ByteReceiveStream):
         if not self._window:
             self._asked, self._window = end, _WINDOW_BYTES_MIN
             return  # The first read: perhaps the only one here.
-        if self._asked - file.position >= self._window:
-            return
         start = max(self._asked, end)
         self._asked = start + self._window
         if not await self._is_cached(self._asked - 1):
@@ -122,8 +120,10 @@ class UringFileReadStream(ByteReceiveStream):
 
     async def _is_cached(self, offset: int) -> bool:
         """Whether the page cache has a byte, or the file does not; it costs a tenth of asking ahead."""
+        if not hasattr(os, "RWF_NOWAIT"):
+            return False
         try:
-            await self._file.io.read(self._file.file, 1, offset, flags=getattr(os, "RWF_NOWAIT", 0))
+            await self._file.io.read(self._file.file, 1, offset, flags=os.RWF_NOWAIT)
         except OSError:
             return False
         return True
