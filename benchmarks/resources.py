@@ -34,7 +34,9 @@ _ENTRIES_OF = ("interrupts", "SQPOLL")
 
 def main() -> None:
     """Measure, and print a table of each."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description=(__doc__ or "").strip().partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.resources", description=(__doc__ or "").strip().partition("\n")[0]
+    )
     parser.add_argument("--file", type=Path, default=ROOT / ".cache" / "benchmarks" / "data" / "resources.bin")
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the file, if it has to be made")
     parser.add_argument("--rounds", type=int, default=9, help="in which all ways take turns")

@@ -120,8 +120,7 @@ class OwnerlessExecutor:
             self._in_flight_max = max(self._in_flight_max, self._submissions - self._completions)
             results: list[int | None] = [None] * len(requests)
             try:
-                with anyio.CancelScope(shield=is_certain):
-                    await self._carry_out(requests, results, is_chain=is_chain, is_certain=is_certain)
+                await self._carry_out(requests, results, is_chain=is_chain, is_certain=is_certain)
             finally:
                 self._completions += len(requests)
                 settled = [_CANCELED if res is None else res for res in results]

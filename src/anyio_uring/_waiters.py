@@ -143,7 +143,7 @@ class Loop(Protocol):
         A cancellation is raised if the function has not begun, and then it never will; otherwise its result
         is returned, and the cancellation strikes at the next checkpoint (C6, C7).
 
-        :param is_certain: no cancellation keeps it from running; the caller shields it from anyio's
+        :param is_certain: no cancellation keeps it from running
         """
         ...
 
@@ -242,9 +242,11 @@ class _TrioLoop:
         function: Callable[[], ResultT],
         limiter: anyio.CapacityLimiter | None,
         *,
-        is_certain: bool = False,  # noqa: ARG002 - trio knows no cancellation that passes shields
+        is_certain: bool = False,
     ) -> ResultT:
-        return await anyio.to_thread.run_sync(function, limiter=limiter)
+        with anyio.CancelScope(shield=is_certain):
+            return await anyio.to_thread.run_sync(function, limiter=limiter)
+        raise AssertionError("nobody cancels that scope")
 
     def may_be_cancelled(self) -> bool:
         # -inf in a cancelled scope; in one whose deadline has passed and is yet to be noticed, that.
@@ -390,7 +392,8 @@ class _AsyncioLoop:
     ) -> ResultT:
         job = _Job(function)
         try:
-            await anyio.to_thread.run_sync(job.run, limiter=limiter)
+            with anyio.CancelScope(shield=is_certain):
+                await anyio.to_thread.run_sync(job.run, limiter=limiter)
         except asyncio.CancelledError as exc:
             # anyio shields the wait from its own cancellations, and not from native ones.
             if job.outcome.cancel():
