@@ -19,6 +19,7 @@ from ._errors import (
     UnsupportedFlagError,
     UringUnavailableError,
 )
+from ._files import open_file, wrap_file
 from ._fixed_buffers import BufferPool, FixedBuffer
 from ._fixed_files import RegisteredFile
 from ._flags import RwFlags
@@ -31,6 +32,7 @@ from ._requests import HasFileno
 from ._stats import IoStatistics, LatencyQuantiles, UringFeatures
 from ._statx import DirectAlignment, FileStatus
 from ._streams import UringFileReadStream, UringFileWriteStream
+from ._uring_file import UringFile
 
 __all__ = (
     "AppendLog",
@@ -63,6 +65,7 @@ __all__ = (
     "SupportsBuffer",
     "UnsupportedFlagError",
     "UringFeatures",
+    "UringFile",
     "UringFileReadStream",
     "UringFileWriteStream",
     "UringOptions",
@@ -73,6 +76,8 @@ __all__ = (
     "copy_tree",
     "current",
     "open_append_log",
+    "open_file",
     "open_uring",
     "read_append_log",
+    "wrap_file",
 )
