@@ -143,44 +143,40 @@ class TextFile:
                 if end >= 0:
                     return pieces.take(end)
                 if not await pieces.add():
-                    return pieces.take(pieces.chars)
+                    return pieces.take_last()
         except BaseException as exc:
             pieces.put_back(exc)
             raise
 
     async def readlines(self, hint: int | None = -1) -> list[str]:
         """Read lines to the end of the file, or until they have more characters than that."""
-        if hint is None or hint <= 0:
-            return self._split(await self.read())
+        most = None if hint is None or hint <= 0 else hint
         self._check_readable()
         pieces = _Pieces(self)
         try:
             while True:
-                lines = self._split(pieces.peek()) if pieces.chars > hint else []
-                # The last one may go on.
-                if sum(map(len, lines[:-1])) > hint or not await pieces.add():
+                if most is not None and pieces.chars > most:
+                    lines, end = self._split(pieces.peek(), most)
+                    if end > most:
+                        pieces.take(end)
+                        return lines
+                if not await pieces.add():
                     break
         except BaseException as exc:
             pieces.put_back(exc)
             raise
-        lines, total = [], 0
-        for line in self._split(pieces.peek()):
-            if total > hint:
-                break
-            lines.append(line)
-            total += len(line)
-        pieces.take(total)
-        return lines
+        text = pieces.take_last()
+        lines, end = self._split(text, len(text))
+        return [*lines, text[end:]] if end < len(text) else lines
 
-    def _split(self, text: str) -> list[str]:
+    def _split(self, text: str, most: int) -> tuple[list[str], int]:
+        """Return whole lines until they have more characters than that, and where the last one ends."""
         lines: list[str] = []
         start = 0
-        while (end := self._line_end(text, start)) >= 0:
+        while start <= most and (end := self._line_end(text, start)) >= 0:
             lines.append(text[start:end])
             start = end
-        if start < len(text):
-            lines.append(text[start:])
-        return lines
+        return lines, start
 
     def _check_readable(self) -> None:
         self.binary.raw.fileno()
@@ -346,7 +342,7 @@ class _Pieces:
         self._bytes.append(data)
         self._texts.append(text)
         self.chars += len(text)
-        return bool(data)
+        return bool(data or text)
 
     def line_end(self) -> int:
         """Return how many characters there are up to a line end, or -1; only the last piece is looked at."""
@@ -365,17 +361,24 @@ class _Pieces:
         return "".join(self._texts)
 
     def take(self, length: int) -> str:
-        """Return the first characters; what is behind them is in the last piece, and stays for the next read."""
+        """Return the first characters; what is behind them stays for the next read."""
         file = self._file
         if not self._bytes:
             return file._take(length)
         last = self._texts[-1]
-        whole = self.peek()
+        used = len(last) - (self.chars - length)
+        if used < 0:
+            self._append()
+            return file._take(length)
         held_back, flags = self._states[-1]
-        file._text = last
-        file._used = len(last) - (self.chars - length)
+        file._text, file._used = last, used
         file._snapshot = flags, held_back + self._bytes[-1]
-        return whole[:length]
+        return self.peek()[:length]
+
+    def take_last(self) -> str:
+        """Return everything, at the end of the file."""
+        self._file._forget_text()
+        return self.peek()
 
     def put_back(self, reason: BaseException) -> None:
         """Have the next read begin where this one did; what is no text is left behind, as built-in files do."""
@@ -383,7 +386,12 @@ class _Pieces:
         if isinstance(reason, UnicodeError):
             file._forget_text()
         elif self._bytes:
-            (held_back, flags), snapshot = self._states[0], file._snapshot
-            flags, data = (flags, held_back) if snapshot is None else snapshot
-            file._text += "".join(self._texts[1:])
-            file._snapshot = flags, data + b"".join(self._bytes)
+            self._append()
+
+    def _append(self) -> None:
+        """Let the pieces stand behind what the file had before them."""
+        file = self._file
+        (held_back, flags), snapshot = self._states[0], file._snapshot
+        flags, data = (flags, held_back) if snapshot is None else snapshot
+        file._text += "".join(self._texts[1:])
+        file._snapshot = flags, data + b"".join(self._bytes)

@@ -201,25 +201,29 @@ async def _run(driver: Any, content: bytes, steps: list[Step], mode: str, option
             opened: UringFile[Any] = await open_file(paths[1], mode, **options)  # type: ignore[call-overload]
             async with opened as our_file:
                 ours = Ours(our_file)
-                for number, (verb, arguments) in enumerate(steps):
-                    if _sees_buffers(verb, mode):
-                        assert await ours.outcome("flush", ()) == model.outcome("flush", ())
-                    expected = model.outcome(verb, arguments)
-                    actual = await ours.outcome(verb, arguments)
-                    if verb in {"read1", "readinto1"} and options["buffering"] != 0:
-                        await _compare_once(model, ours, expected, actual)
-                        continue
-                    assert actual == expected, f"step {number}: {verb}{arguments!r:.60}"
-                    if isinstance(expected, tuple) and str(expected[0]).startswith("Unicode"):
-                        event(expected[0])
-                        if verb.startswith(("read", "lines")):
-                            break  # what comes next is text from the middle of a piece
+                await _compare(model, ours, steps, mode, is_exact=options["buffering"] == 0)
                 names = ["mode", "closed", "encoding", "errors", "line_buffering"]
                 if not {"tell", "mark", "seek"} & {verb for verb, _ in steps}:
                     names.append("newlines")  # to find a position, the built-in file decodes with the same decoder
                 for name in names:
                     assert getattr(our_file, name, None) == getattr(file, name, None), name
         assert paths[1].read_bytes() == paths[0].read_bytes()
+
+
+async def _compare(model: BuiltIn, ours: Ours, steps: list[Step], mode: str, *, is_exact: bool) -> None:
+    for number, (verb, arguments) in enumerate(steps):
+        if _sees_buffers(verb, mode):
+            assert await ours.outcome("flush", ()) == model.outcome("flush", ())
+        expected = model.outcome(verb, arguments)
+        actual = await ours.outcome(verb, arguments)
+        if verb in {"read1", "readinto1"} and not is_exact:
+            await _compare_once(model, ours, expected, actual)
+            continue
+        assert actual == expected, f"step {number}: {verb}{arguments!r:.60}"
+        if isinstance(expected, tuple) and str(expected[0]).startswith("Unicode"):
+            event(expected[0])
+            if verb.startswith(("read", "lines")):
+                return  # what comes next is text from the middle of a piece
 
 
 DRIVERS = pytest.mark.parametrize("driver", ["uring", "threads", None], ids=["uring", "threads", "no manager"])
@@ -231,7 +235,7 @@ TEXT_OPTIONS = st.fixed_dictionaries(
     {
         "buffering": st.sampled_from([-1, 1, 8192]),
         "encoding": st.sampled_from(["utf-8", "utf-8", "utf-16", "utf-16-le", "latin-1", "utf-8-sig"]),
-        "errors": st.sampled_from([None, "strict", "replace", "surrogateescape"]),
+        "errors": st.sampled_from([None, "strict"]),
         "newline": st.sampled_from([None, "", "\n", "\r", "\r\n"]),
     }
 )
@@ -257,6 +261,15 @@ def test_a_text_file_is_what_open_gives(driver: Any, backend: str, text: str, ca
 @DRIVERS
 @BACKENDS
 @settings(max_examples=30, deadline=None)
-@given(case=st.tuples(st.binary(max_size=60), TEXT_STEPS, MODES, TEXT_OPTIONS))
-def test_nor_do_bytes_that_are_no_text_make_a_difference(driver: Any, backend: str, case: tuple[Any, ...]) -> None:
-    anyio.run(_run, driver, *case, backend=backend)
+@given(
+    content=st.binary(max_size=60),
+    steps=TEXT_STEPS,
+    options=TEXT_OPTIONS,
+    errors=st.sampled_from(["strict", "replace", "surrogateescape"]),
+)
+def test_nor_do_bytes_that_are_no_text_make_a_difference(  # noqa: PLR0917 - hypothesis gives them by keyword
+    driver: Any, backend: str, content: bytes, steps: list[Step], options: dict[str, Any], errors: str
+) -> None:
+    # Where several characters come of bytes that are none, numbers for positions between them are everybody's own.
+    steps = [step for step in steps if step[0] not in {"tell", "seek"}]
+    anyio.run(_run, driver, content, steps, "r", {**options, "errors": errors}, backend=backend)
