@@ -1,0 +1,641 @@
+"""``open_file()`` and ``wrap_file()``: what the model in ``property/test_files_model.py`` does not show."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import io as stdio
+import os
+import resource
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from anyio_uring import AsyncIoManager, UringFile, open_file, open_uring, wrap_file
+
+from .helpers import asyncio_only, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["uring", "threads", None], ids=["uring", "threads", "no manager"])
+async def manager(request: pytest.FixtureRequest) -> AsyncIterator[AsyncIoManager | None]:
+    """What the files of a test work with; without page cache, so that reads are operations."""
+    if request.param is None:
+        yield None
+        return
+    async with open_uring(driver=request.param, nowait=False) as io:
+        yield io
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_leaked() -> Iterator[None]:
+    yield
+    gc.collect()  # what is left unclosed, warns, and warnings are errors
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def _store(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rw",),
+        ("",),
+        ("b",),
+        ("rbt",),
+        ("q",),
+        ("r", 0),
+        ("rb", -1, "utf-8"),
+        ("rb", -1, None, "strict"),
+        ("rb", -1, None, None, "\n"),
+        ("r", -1, "no such encoding"),
+        ("r", -1, "hex"),
+        ("r", -1, None, None, "\t"),
+        (3,),
+        ("r", "big"),
+        ("r", -1, "utf-8", None, None, False),
+    ],
+)
+async def test_what_open_refuses_is_refused_likewise(path: Path, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises((ValueError, TypeError, LookupError)) as expected:
+        open(path, *arguments)  # noqa: SIM115 - it raises
+    before = _descriptors()
+    with pytest.raises(expected.type) as refused:
+        await open_file(path, *arguments)
+    assert str(refused.value) == str(expected.value)
+    assert _descriptors() == before
+
+
+@pytest.mark.parametrize("file", [-1, 3.5, None, "a\0b", b"a\0b", object()], ids=repr)
+async def test_what_is_no_file_is_refused_likewise(file: Any) -> None:
+    with pytest.raises((ValueError, TypeError)) as expected:
+        open(file)  # noqa: SIM115 - it raises
+    with pytest.raises(expected.type):
+        await open_file(file)
+
+
+def _error_of_open(target: str, mode: str) -> OSError | None:
+    try:
+        with open(target, mode):
+            return None
+    except OSError as exc:
+        return exc
+
+
+@pytest.mark.parametrize("mode", ["r", "rb", "r+b", "w", "x"])
+@pytest.mark.parametrize("name", ["missing/file", ".", "data", "link"])
+async def test_errors_of_opening_are_those_of_open(
+    manager: AsyncIoManager | None, path: Path, mode: Any, name: str
+) -> None:
+    (path.parent / "link").symlink_to("link")
+    target = str(path.parent / name)
+    before = _descriptors()
+    expected = _error_of_open(target, mode)
+    if expected is not None:
+        with pytest.raises(type(expected)) as raised:
+            await open_file(target, mode)
+        assert (raised.value.errno, raised.value.filename) == (expected.errno, expected.filename)
+    else:
+        async with await open_file(target, mode) as file:
+            assert file.name == target
+    assert _descriptors() == before
+
+
+async def test_the_properties_are_those_of_open(manager: AsyncIoManager | None, path: Path) -> None:
+    for mode in ("r", "w+", "rb", "wb", "r+b", "ab", "a+", "xb", "x+"):
+        target = path.with_name(f"other{mode}") if "x" in mode else path
+        model: Any
+        with open(target, mode) as model:
+            names = ("name", "mode", "closed", "encoding", "errors", "newlines", "line_buffering")
+            expected = [getattr(model, name, None) for name in names]
+            abilities = [model.readable(), model.writable(), model.seekable(), model.isatty()]
+        if "x" in mode:
+            target.unlink()
+        async with await open_file(target, mode) as file:
+            assert [getattr(file, name, None) for name in names] == expected
+            assert [file.readable(), file.writable(), file.seekable(), file.isatty()] == abilities
+            assert not os.get_inheritable(file.fileno())
+        assert file.closed
+
+
+async def test_an_opener_is_asked_in_a_thread(manager: AsyncIoManager | None, path: Path) -> None:
+    asked: list[Any] = []
+
+    def opener(name: str, flags: int) -> int:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        asked.append((name, flags & (os.O_ACCMODE | os.O_CREAT | os.O_APPEND)))
+        return os.open(name, flags)
+
+    async with await open_file(path, "ab+", opener=opener) as file:
+        assert await file.tell() == 65536
+    assert asked == [(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND)]
+
+
+async def test_what_an_opener_must_not_return(path: Path) -> None:
+    with pytest.raises(ValueError, match="opener returned -1"):
+        await open_file(path, opener=lambda path, flags: -1)
+    with pytest.raises(TypeError, match="expected integer from opener"):
+        await open_file(path, opener=lambda path, flags: "3")  # type: ignore[arg-type,return-value]
+
+
+async def test_a_descriptor_is_closed_unless_closefd_is_false(manager: AsyncIoManager | None, path: Path) -> None:
+    fd = os.open(path, os.O_RDWR)
+    os.lseek(fd, 8, os.SEEK_SET)
+    async with await open_file(fd, "r+b", closefd=False) as file:
+        assert file.name == fd
+        assert await file.read(4) == (2).to_bytes(4, "big")
+        await file.write(b"here")
+    assert os.lseek(fd, 0, os.SEEK_CUR) == 16, "the position is where the file's was"
+    assert os.pread(fd, 4, 12) == b"here"
+    async with await open_file(fd, "rb"):
+        pass
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+async def test_a_closed_manager_is_refused(path: Path, driver: Any) -> None:
+    async with open_uring(driver=driver) as io:
+        pass
+    with pytest.raises(anyio.ClosedResourceError):
+        await open_file(path, io=io)
+
+
+async def test_a_named_manager_comes_before_the_innermost(path: Path, driver: Any) -> None:
+    async with open_uring(driver=driver, nowait=False) as outer, open_uring(driver=driver, nowait=False) as inner:
+        async with await open_file(path, "rb", io=outer) as file:
+            await file.read()
+        assert outer.statistics().bytes_read == 65536
+        assert inner.statistics().bytes_read == 0
+
+
+async def test_without_a_manager_the_limiter_governs_the_threads(path: Path) -> None:
+    limiter = anyio.CapacityLimiter(1)
+    opened: list[UringFile[Any]] = []
+
+    async def open_it() -> None:
+        opened.append(await open_file(path, limiter=limiter))
+
+    async with limiter, anyio.create_task_group() as tasks:
+        tasks.start_soon(open_it)
+        await until(lambda: limiter.statistics().tasks_waiting == 1)
+        limiter.total_tokens = 2
+    (file,) = opened
+    assert file.limiter is limiter
+    await file.aclose()
+
+
+async def test_a_cancelled_open_leaks_no_descriptor(manager: AsyncIoManager | None, path: Path) -> None:
+    before = _descriptors()
+    for passes in range(6):
+        opened: list[UringFile[Any]] = []
+
+        async def open_it(opened: list[UringFile[Any]] = opened) -> None:
+            opened.append(await open_file(path))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(open_it)
+            for _ in range(passes):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        for file in opened:
+            await file.aclose()
+        assert _descriptors() == before, "C9"
+
+
+# --- reading and writing ------------------------------------------------------------------------
+
+
+async def test_lines(manager: AsyncIoManager | None, path: Path) -> None:
+    lines = [f"line {i}\n" for i in range(30_000)]
+    _store(path, "".join(lines).encode())
+    async with await open_file(path) as file:
+        assert [line async for line in file] == lines
+    async with await open_file(path, "rb") as binary:
+        assert [line async for line in binary] == [line.encode() for line in lines]
+
+
+async def test_everything_is_a_checkpoint(manager: AsyncIoManager | None, path: Path) -> None:
+    """C1: what is cancelled beforehand does nothing, also where the buffer has it."""
+    calls: list[tuple[str, Any]] = [
+        ("read", (4,)),
+        ("read", ()),
+        ("read", (0,)),
+        ("read1", (4,)),
+        ("readinto", (bytearray(4),)),
+        ("readline", ()),
+        ("readlines", (1,)),
+        ("write", (b"x",)),
+        ("writelines", ([b"x"],)),
+        ("seek", (0,)),
+        ("tell", ()),
+        ("truncate", (3,)),
+        ("flush", ()),
+        ("pread", (4, 0)),
+        ("pwrite", (b"x", 0)),
+        ("fsync", ()),
+        ("fdatasync", ()),
+    ]
+    async with await open_file(path, "r+b") as file:
+        await file.read(4)
+        for verb, arguments in calls:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await getattr(file, verb)(*arguments)
+            assert scope.cancelled_caught, verb
+        assert await file.tell() == 4
+        assert await file.read(4) == (1).to_bytes(4, "big")
+    assert len(_content(path)) == 65536
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await open_file(path)
+    assert scope.cancelled_caught
+
+
+async def test_tasks_share_a_file(manager: AsyncIoManager | None, path: Path) -> None:
+    """Each read gives a part that no other gives, and none is lost."""
+    content = _content(path)
+    parts: list[bytes] = []
+
+    async def read(file: UringFile[bytes], size: int) -> None:
+        while part := await file.read(size):
+            parts.append(part)
+
+    async with await open_file(path, "rb", buffering=1000) as file, anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(read, file, 4)
+    assert sorted(parts) == [content[i : i + 4] for i in range(0, len(content), 4)]
+
+
+async def test_tasks_write_to_one_file(manager: AsyncIoManager | None, path: Path) -> None:
+    async def write(file: UringFile[str], number: int) -> None:
+        for i in range(50):
+            await file.write(f"{number} {i} {'x' * 500}\n")
+
+    async with await open_file(path, "w", buffering=1300) as file, anyio.create_task_group() as tasks:
+        for number in range(6):
+            tasks.start_soon(write, file, number)
+    lines = _content(path).decode().splitlines()
+    assert sorted(lines) == sorted(f"{number} {i} {'x' * 500}" for number in range(6) for i in range(50))
+
+
+async def test_a_pipe_is_read_line_by_line(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    async with await open_file(pipe[0], closefd=False) as file:
+        assert not file.seekable()
+        with pytest.raises(stdio.UnsupportedOperation):
+            await file.tell()
+        os.write(pipe[1], b"one\ntw")
+        assert await file.readline() == "one\n"
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(file.readline)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        os.write(pipe[1], b"o\n")
+        assert await file.readline() == "two\n", "the cancelled one kept a part"
+
+
+async def test_a_cancelled_read_loses_nothing(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    buffer = bytearray(100)
+    async with await open_file(pipe[0], "rb", closefd=False) as file:
+        for verb, argument in (("read", 99), ("read", -1), ("readinto", buffer), ("readlines", 99), ("readline", 99)):
+            os.write(pipe[1], b"ab")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(getattr(file, verb), argument)
+                await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+        assert await file.read(10) == b"ab" * 5
+
+
+async def test_writing_to_a_pipe(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    async with await open_file(pipe[1], "w", closefd=False, newline="\r\n") as file:
+        await file.write("a\n")
+        await file.flush()
+        assert os.read(pipe[0], 10) == b"a\r\n"
+        await file.write("b")
+    assert os.read(pipe[0], 10) == b"b"
+
+
+async def test_lines_are_written_at_once_if_asked(manager: AsyncIoManager | None, path: Path) -> None:
+    async with await open_file(path, "w", buffering=1) as file:
+        assert file.line_buffering
+        await file.write("one\n")
+        assert _content(path) == b"one\n"
+        await file.write("two")
+        assert _content(path) == b"one\n"
+    assert _content(path) == b"one\ntwo"
+
+
+async def test_a_terminal_is_line_buffered(manager: AsyncIoManager | None) -> None:
+    ends = os.openpty()
+    try:
+        async with await open_file(ends[1], "w", closefd=False) as file:
+            assert file.line_buffering
+            assert file.isatty()
+            await file.write("hello\n")
+            assert os.read(ends[0], 100) == b"hello\r\n"
+    finally:
+        os.close(ends[0])
+        os.close(ends[1])
+
+
+async def test_appending_with_others(manager: AsyncIoManager | None, path: Path) -> None:
+    _store(path, b"0")
+    async with await open_file(path, "ab") as first, await open_file(path, "ab") as second:
+        await first.write(b"1")
+        await first.flush()
+        await second.write(b"2")
+        await second.flush()
+        assert await second.tell() == 3
+        await first.write(b"3")
+        await first.flush()
+        assert await first.tell() == 4
+    assert _content(path) == b"0123"
+
+
+async def test_positional_verbs_see_and_are_seen(manager: AsyncIoManager | None, path: Path) -> None:
+    async with await open_file(path, "r+", encoding="ascii", newline="") as file:
+        await file.truncate(0)
+        await file.write("one\ntwo\nthree\n")
+        assert await file.pread(3, 4) == b"two"
+        await file.seek(0)
+        assert await file.readline() == "one\n"
+        assert await file.pwrite(b"TWO", 4) == 3
+        assert await file.readline() == "TWO\n"
+        await file.fsync()
+        await file.fdatasync()
+    async with await open_file(path, "rb") as binary:
+        assert await binary.read(1) == b"o"
+        with pytest.raises(stdio.UnsupportedOperation):
+            await binary.pwrite(b"x", 0)
+        with pytest.raises(ValueError, match="offset must be 0 or more"):
+            await binary.pread(1, -1)
+
+
+async def test_preads_go_on_beside_one_another(path: Path, driver: Any) -> None:
+    async with open_uring(driver=driver, nowait=False) as io, await open_file(path, "rb") as file:
+        parts: dict[int, bytes] = {}
+
+        async def read(i: int) -> None:
+            parts[i] = await file.pread(4, 4 * i)
+
+        async with anyio.create_task_group() as tasks:
+            for i in range(20):
+                tasks.start_soon(read, i)
+        assert parts == {i: i.to_bytes(4, "big") for i in range(20)}
+        assert io.statistics().in_flight_max > 1
+
+
+# --- errors at writing --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def size_limit() -> Iterator[int]:
+    """No file may be longer: the kernel then writes a part, and answers EFBIG behind it."""
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield 1000
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+async def test_what_cannot_be_written_is_kept(manager: AsyncIoManager | None, tmp_path: Path, size_limit: int) -> None:
+    data = os.urandom(1500)
+    async with await open_file(tmp_path / "file", "wb") as file:
+        await file.write(data)
+        for _ in range(2):
+            with pytest.raises(OSError) as raised:
+                await file.flush()
+            assert raised.value.errno == errno.EFBIG
+        assert await file.tell() == 1500
+        resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[1:] * 2)
+        await file.flush()
+    assert _content(tmp_path / "file") == data
+
+
+async def test_a_failing_close_closes(manager: AsyncIoManager | None, tmp_path: Path, size_limit: int) -> None:
+    before = _descriptors()
+    file = await open_file(tmp_path / "file", "wb")
+    await file.write(bytes(1500))
+    with pytest.raises(OSError) as raised:
+        await file.aclose()
+    assert raised.value.errno == errno.EFBIG
+    assert file.closed
+    assert _descriptors() == before
+    await file.aclose()
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+async def test_a_closed_file_is_a_value_error(manager: AsyncIoManager | None, path: Path) -> None:
+    file = await open_file(path, "r+b")
+    await file.read(4)
+    await file.aclose()
+    await file.aclose()
+    for verb, arguments in [
+        ("read", (1,)),
+        ("readline", ()),
+        ("write", (b"x",)),
+        ("tell", ()),
+        ("seek", (0,)),
+        ("flush", ()),
+        ("pread", (1, 0)),
+        ("pwrite", (b"x", 0)),
+        ("fsync", ()),
+        ("__anext__", ()),
+    ]:
+        with pytest.raises(ValueError, match="closed file"):
+            await getattr(file, verb)(*arguments)
+    for verb in ("fileno", "readable", "isatty"):
+        with pytest.raises(ValueError, match="closed file"):
+            getattr(file, verb)()
+
+
+async def test_a_cancelled_close_writes_and_closes(manager: AsyncIoManager | None, path: Path) -> None:
+    before = _descriptors()
+    file = await open_file(path, "wb")
+    await file.write(b"kept")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await file.aclose()
+    assert scope.cancelled_caught
+    assert file.closed
+    assert _content(path) == b"kept"
+    assert _descriptors() == before
+
+
+@asyncio_only
+async def test_so_does_a_natively_cancelled_one(manager: AsyncIoManager | None, path: Path) -> None:
+    for passes in range(8):
+        before = _descriptors()
+        file = await open_file(path, "wb")
+        await file.write(b"kept")
+        task = asyncio.ensure_future(file.aclose())
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        task.cancel()
+        results = await asyncio.gather(task, return_exceptions=True)
+        if not passes:  # cancelled before its first step, a coroutine never runs
+            assert isinstance(results[0], asyncio.CancelledError)
+            await file.aclose()
+        assert file.closed
+        assert _content(path) == b"kept"
+        assert _descriptors() == before
+
+
+def _fill(fd: int) -> None:
+    os.set_blocking(fd, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(fd, bytes(4096))
+    os.set_blocking(fd, True)
+
+
+async def test_a_cancelled_close_does_not_wait_for_a_full_pipe(
+    manager: AsyncIoManager | None, pipe: tuple[int, int]
+) -> None:
+    _fill(pipe[1])
+    file = await open_file(os.dup(pipe[1]), "wb")
+    await file.write(b"lost")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await file.aclose()
+    assert scope.cancelled_caught
+    with pytest.raises(ValueError, match="closed"):
+        file.fileno()
+
+
+async def test_closing_waits_for_others(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    file = await open_file(os.dup(pipe[0]), "rb")
+    results: list[bytes] = []
+
+    async def read() -> None:
+        results.append(await file.read(2))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(file.aclose)
+        await anyio.wait_all_tasks_blocked()
+        assert file.fileno() >= 0, "C10"
+        os.write(pipe[1], b"ok")
+    assert results == [b"ok"]
+    assert file.closed
+
+
+async def test_what_was_written_outlives_the_manager(path: Path, driver: Any) -> None:
+    async with open_uring(driver=driver):
+        file = await open_file(path, "wb")
+        await file.write(b"kept")
+    with pytest.raises(anyio.ClosedResourceError):
+        await file.flush()
+    await file.aclose()
+    assert _content(path) == b"kept"
+
+
+async def test_a_forgotten_file_is_written_and_warned_of(manager: AsyncIoManager | None, path: Path) -> None:
+    files = [await open_file(path, "w")]
+    await files[0].write("kept")
+    with pytest.warns(ResourceWarning, match="unclosed file <UringFile"):
+        files.clear()
+    assert _content(path) == b"kept"
+
+
+# --- wrap_file ----------------------------------------------------------------------------------
+
+
+async def test_wrapping_goes_on_where_the_other_is(manager: AsyncIoManager | None, path: Path) -> None:
+    content = _content(path)
+    other = path.open("r+b")
+    other.read(5)
+    async with wrap_file(other) as file:
+        assert file.wrapped is other
+        assert file.mode == "rb+"
+        assert await file.read(5) == content[5:10]
+        await file.write(b"here")
+        assert await file.tell() == 14
+    assert other.closed
+    assert _content(path) == content[:10] + b"here" + content[14:]
+
+
+async def test_what_waited_in_the_other_is_written_first(manager: AsyncIoManager | None, path: Path) -> None:
+    other = path.open("wb")
+    other.write(b"one ")
+    async with wrap_file(other) as file:
+        await file.write(b"two")
+    assert _content(path) == b"one two"
+
+
+async def test_wrapping_a_descriptor(manager: AsyncIoManager | None, path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    async with wrap_file(fd) as file:
+        assert file.mode == "wb"
+        await file.write(b"end")
+    assert _content(path)[-3:] == b"end"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        wrap_file(fd)
+
+
+async def test_a_raw_file_stays_without_a_buffer(manager: AsyncIoManager | None, path: Path) -> None:
+    async with wrap_file(path.open("r+b", buffering=0)) as file:
+        await file.write(b"seen")
+        assert _content(path)[:4] == b"seen"
+        with pytest.raises(AttributeError, match="has no read1"):
+            await file.read1()
+
+
+async def test_what_cannot_be_wrapped(path: Path, pipe: tuple[int, int]) -> None:
+    with path.open() as text, pytest.raises(TypeError, match="not TextIOWrapper"):
+        wrap_file(text)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not str"):
+        wrap_file(str(path))  # type: ignore[arg-type]
+    with open(pipe[0], "rb", closefd=False) as reader, pytest.raises(ValueError, match="wrap its raw file"):
+        wrap_file(reader)
+    with path.open("rb") as closed:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        wrap_file(closed)
+
+
+async def test_the_wrapped_file_is_a_raw_one(manager: AsyncIoManager | None, path: Path) -> None:
+    async with await open_file(path, "rb") as file:
+        raw = file.wrapped
+        assert isinstance(raw, stdio.FileIO)
+        assert raw.fileno() == file.fileno()
+        assert raw.name == str(path)
+    assert raw.closed
+
+
+async def test_text_and_binary_have_their_own_methods(path: Path) -> None:
+    async with await open_file(path, encoding="latin-1") as text, await open_file(path, "rb") as binary:
+        for verb in ("read1", "readinto", "readinto1"):
+            with pytest.raises(AttributeError, match=f"a text file has no {verb}"):
+                await getattr(text, verb)(bytearray(3))
+        for name in ("encoding", "errors", "newlines", "line_buffering"):
+            assert not hasattr(binary, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
