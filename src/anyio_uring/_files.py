@@ -172,12 +172,12 @@ def wrap_file(
         raise TypeError(f"file must be a descriptor or a binary file object, not {kind.__name__}")
     mode = {(True, False): "rb", (False, True): "wb"}.get((file.readable(), file.writable()), "rb+")
     is_raw = isinstance(file, stdio.RawIOBase)
-    if file.seekable():
-        os.lseek(file.fileno(), file.tell(), os.SEEK_SET)
-    elif file.readable() and not is_raw:
+    if not file.seekable() and file.readable() and not is_raw:
         raise ValueError(f"{file!r} may have read ahead, and nobody can take that over: wrap its raw file")
     if file.writable():
         file.flush()
+    if file.seekable():
+        os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # behind its flush(), which moves the position, too
     name = getattr(file, "name", file.fileno())
     raw = RawFile(file.fileno(), manager, name=name, mode=mode, limiter=limiter, adopted=file)
     return UringFile(BinaryFile(raw, 0 if is_raw else -1))

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import attrs
 
-_BITS: Final = 64
-_MASK: Final = (1 << _BITS) - 1
+# Bits of each field, as the C implementation has them; the one in Python gives 64 to each.
+_OFFSET_BITS: Final = 64
+_FIELD_BITS: Final = 32
 # Below it, bytes are decoded one by one: finding out by halves costs more.
 _BYTES_ONE_BY_ONE: Final = 16
 
@@ -35,14 +36,16 @@ class TextPosition:
 
     def pack(self) -> int:
         """Return it as the number that ``tell()`` gives."""
-        parts = (self.offset, self.flags, self.bytes_to_feed, self.chars_to_skip, int(self.needs_end))
-        return sum(part << i * _BITS for i, part in enumerate(parts))
+        rest = (self.flags, self.bytes_to_feed, self.chars_to_skip, int(self.needs_end))
+        return self.offset + sum(part << _OFFSET_BITS + i * _FIELD_BITS for i, part in enumerate(rest))
 
     @classmethod
     def unpack(cls, cookie: int) -> TextPosition:
         """Undo :meth:`pack`."""
-        offset, flags, bytes_to_feed, chars_to_skip = (cookie >> i * _BITS & _MASK for i in range(4))
-        return cls(offset, flags, bytes_to_feed, chars_to_skip, bool(cookie >> 4 * _BITS))
+        mask = (1 << _FIELD_BITS) - 1
+        flags, bytes_to_feed, chars_to_skip = (cookie >> _OFFSET_BITS + i * _FIELD_BITS & mask for i in range(3))
+        needs_end = bool(cookie >> _OFFSET_BITS + 3 * _FIELD_BITS)
+        return cls(cookie & (1 << _OFFSET_BITS) - 1, flags, bytes_to_feed, chars_to_skip, needs_end)
 
 
 def locate(decoder: Any, offset: int, flags: int, data: bytes, chars: int) -> TextPosition:
