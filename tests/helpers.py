@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import sys
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from anyio_uring._completion_task import CompletionTask
 from anyio_uring._driver import CANCEL, MEMBER
 from anyio_uring._requests import Request, Requests
 from anyio_uring._waiters import current_loop
+from anyio_uring.testing import FakeRing
+from anyio_uring.testing._fake_ring import SEED_VARIABLE
 
 BACKENDS: list[Any] = [
     pytest.param(("asyncio", {"debug": True}), id="asyncio"),
@@ -39,6 +42,26 @@ BACKENDS.append(pytest.param(("trio", {}), id="trio"))
 
 # For tests of many thousands of operations: asyncio's debug mode takes a millisecond for each.
 WITHOUT_DEBUG = ["asyncio", "trio"]
+
+
+@pytest.fixture(params=["uring", "threads", "fake"])
+def driver_or_fake(request: pytest.FixtureRequest) -> Any:
+    """
+    A driver: also a simulated kernel, of the test's own seed, without faults and with every order of events.
+
+    A module that wants it says so: ``driver = driver_or_fake``.
+    """
+    if request.param != "fake":
+        return request.param
+    mark = request.node.get_closest_marker("not_of_a_fake")
+    if mark is not None:
+        pytest.skip(f"not of a fake ring: {mark.args[0]}")
+    return FakeRing(None if SEED_VARIABLE in os.environ else zlib.crc32(request.node.nodeid.encode()))
+
+
+def driver_name(driver: Any) -> str:
+    """Return what a manager calls this driver."""
+    return "fake" if isinstance(driver, FakeRing) else str(driver)
 
 
 async def until(condition: Callable[[], bool]) -> None:

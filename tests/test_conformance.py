@@ -20,7 +20,9 @@ import pytest
 
 from anyio_uring import AsyncIoManager, BatchError, open_uring
 
-from .helpers import WITHOUT_DEBUG, in_flight, until
+from .helpers import WITHOUT_DEBUG, driver_name, driver_or_fake, in_flight, until
+
+driver = driver_or_fake
 
 
 @pytest.fixture(params=[False, True], ids=["", "nowait"])
@@ -616,7 +618,7 @@ async def test_statistics_and_features(fd: int, driver: Any) -> None:
         assert io.statistics().submissions == 0
         await io.read_batch([(fd, 1, 0)] * 30)
         statistics = io.statistics()
-        assert statistics.driver == io.driver == driver
+        assert statistics.driver == io.driver == driver_name(driver)
         assert (statistics.submissions, statistics.completions, statistics.in_flight) == (30, 30, 0)
         assert statistics.average_batch_size == statistics.submissions / statistics.syscalls
         assert statistics.resubmissions == statistics.cancellations == statistics.waiting == 0
@@ -627,5 +629,5 @@ async def test_statistics_and_features(fd: int, driver: Any) -> None:
             assert io.features.sq_entries >= 10
             assert io.features.cq_entries >= 20
             assert 22 in io.features.opcodes
-        assert repr(io) == f"<AsyncIoManager driver='{driver}' depth=10 open>"
+        assert repr(io) == f"<AsyncIoManager driver='{driver_name(driver)}' depth=10 open>"
     assert repr(io).endswith("closed>")

@@ -16,7 +16,9 @@ import pytest
 
 from anyio_uring import AsyncIoManager, UringUnavailableError, current, open_uring
 
-from .helpers import in_flight, until
+from .helpers import driver_or_fake, in_flight, until
+
+driver = driver_or_fake
 
 pytestmark = pytest.mark.anyio
 

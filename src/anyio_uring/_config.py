@@ -15,8 +15,8 @@ from typing import Any, Final, Union
 import attrs
 
 PREFIX: Final = "ANYIO_URING_"
-# The test runner's variable: it says what a machine must offer, and is no option.
-_NO_OPTIONS: Final = frozenset({"ANYIO_URING_EXPECT", "ANYIO_URING_LOG"})
+# Variables of the test runner, of testing.FakeRing, and of logging: they are no options.
+_NO_OPTIONS: Final = frozenset({"ANYIO_URING_EXPECT", "ANYIO_URING_FAKE_SEED", "ANYIO_URING_LOG"})
 
 _UNITS: Final = {
     "": 1,

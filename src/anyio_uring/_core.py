@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Any, overload
 
 import anyio
@@ -130,6 +131,7 @@ def open_uring(
     :param driver: ``"uring"``, ``"threads"``, or ``"auto"``: the ring if a first read through it
         works, otherwise threads, with the cause in :attr:`AsyncIoManager.fallback_reason`.
         The environment variable ``ANYIO_URING_DRIVER`` overrides ``"auto"``.
+        Or, for tests, a simulated kernel: :class:`anyio_uring.testing.FakeRing`
     :param checkpoint: ``"always"``: every call lets other tasks run.  ``"budget"``: reads that the page
         cache answers at once do so only after 64 of them or 500 us, whichever comes first, all tasks of
         the manager together; cancellation is still checked on every call
@@ -236,9 +238,13 @@ class _Opening:
         self._instruments.tell(Instrument.manager_opened, self._manager)
         return self._manager
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         manager = self._manager
         assert manager is not None
+        if exc is not None and not isinstance(self._options.driver, str):
+            self._options.driver.note(exc)
         manager._closed = True
         if manager.buffers is not None:
             manager.buffers._close()
@@ -280,6 +286,9 @@ def _is_main_interpreter() -> bool:
 
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:
+    if not isinstance(options.driver, str):
+        driver: Driver = options.driver.open_driver(options)
+        return driver, None
     if options.driver == "threads":
         return _threads(options), None
     try:

@@ -20,7 +20,7 @@ import attrs
 
 from ._core import open_uring
 from ._manager import AsyncIoManager
-from ._options import DriverName
+from ._options import DriverChoice
 from ._stats import IoStatistics
 
 # A group's files are open at the same time, source and copy: 256 of the usual 1024 descriptors.
@@ -117,7 +117,7 @@ def _add(tree: Tree, entry: os.DirEntry[str], path: str) -> None:
 
 
 async def copy_and_verify(
-    tree: Tree, target: str, *, driver: DriverName, depth: int, advance: Callable[[int], None]
+    tree: Tree, target: str, *, driver: DriverChoice, depth: int, advance: Callable[[int], None]
 ) -> Outcome:
     """
     Copy a tree into the new directory ``target``, fsync everything, read it back and compare it.

@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 
 from ._instruments import Instrument, ManagerView, OperationTrace
+from ._options import DriverName
 
 LOG_VARIABLE: Final = "ANYIO_URING_LOG"
 TRACE: Final = 5  # below logging.DEBUG
@@ -67,6 +68,9 @@ def _name_trace() -> None:
         logging.addLevelName(TRACE, "TRACE")
 
 
+_NAMES: Final[dict[DriverName, str]] = {"uring": "ring", "threads": "threads", "fake": "fake ring"}
+
+
 class ManagerLog(Instrument):
     """Logs the beginning and the end of a manager."""
 
@@ -91,6 +95,8 @@ class ManagerLog(Instrument):
                 fields,
                 extra=fields,
             )
+        elif manager.driver == "fake":
+            _RING.debug("fake ring opened, depth=%(depth)d", fields, extra=fields)
         elif reason is None:
             _RING.debug("threads opened, depth=%(depth)d", fields, extra=fields)
         else:
@@ -98,7 +104,7 @@ class ManagerLog(Instrument):
 
     def manager_closed(self, manager: ManagerView) -> None:
         fields = attrs.asdict(manager.statistics(), recurse=False)
-        what = "ring" if manager.driver == "uring" else "threads"
+        what = _NAMES[manager.driver]
         counters = ", ".join(f"{name}={value}" for name, value in fields.items() if name != "driver")
         _RING.debug("%s closed, %s", what, counters, extra=fields)
 

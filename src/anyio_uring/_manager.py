@@ -142,7 +142,7 @@ class AsyncIoManager:
 
     @property
     def driver(self) -> DriverName:
-        """Which driver does the work: ``"uring"`` or ``"threads"``."""
+        """Which driver does the work: ``"uring"`` or ``"threads"``; in tests ``"fake"``, a :class:`testing.FakeRing`."""
         return self._driver.name
 
     @property

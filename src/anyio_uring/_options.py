@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol, Union
 
 import attrs
 
@@ -25,8 +25,22 @@ from ._config import (
 )
 from ._fixed_buffers import check_pool
 
-DriverName = Literal["uring", "threads"]
-DriverChoice = Literal["auto", "uring", "threads"]
+DriverName = Literal["uring", "threads", "fake"]
+
+
+class DriverSource(Protocol):
+    """What opens a driver of its own: :class:`anyio_uring.testing.FakeRing`."""
+
+    def open_driver(self, options: UringOptions) -> Any:
+        """Return a new driver, a :class:`anyio_uring._driver.Driver`."""
+        ...
+
+    def note(self, exc: BaseException) -> None:
+        """Add to an exception that leaves the manager's block what helps to reproduce it."""
+        ...
+
+
+DriverChoice = Union[Literal["auto", "uring", "threads"], DriverSource]
 CheckpointPolicy = Literal["always", "budget"]
 
 DRIVER_VARIABLE: Final = variable("driver")
@@ -58,8 +72,13 @@ def _check_count(_options: object, attribute: attrs.Attribute[Any], value: objec
 
 
 def _check_driver(_options: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value not in ("auto", "uring", "threads"):
-        raise ValueError(f'{attribute.name} must be "auto", "uring" or "threads", not {value!r}')
+    if isinstance(value, str):
+        if value not in ("auto", "uring", "threads"):
+            raise ValueError(f'{attribute.name} must be "auto", "uring" or "threads", not {value!r}')
+    elif not callable(getattr(value, "open_driver", None)):
+        raise TypeError(
+            f'{attribute.name} must be "auto", "uring", "threads" or a FakeRing of anyio_uring.testing, not {value!r}'
+        )
 
 
 def _check_checkpoint(_options: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -113,7 +132,10 @@ class UringOptions:
         validator=_check_driver,
         metadata=written(str, {"uring_enabled": Switch(off="threads", on="auto")}),
     )
-    """``"uring"``, ``"threads"`` or ``"auto"``.  In TOML also ``uring_enabled``: ``false`` means ``"threads"``."""
+    """
+    ``"uring"``, ``"threads"`` or ``"auto"``, or a :class:`anyio_uring.testing.FakeRing`, which neither TOML nor the
+    environment can name.  In TOML also ``uring_enabled``: ``false`` means ``"threads"``.
+    """
     checkpoint: CheckpointPolicy = attrs.field(default="always", validator=_check_checkpoint, metadata=written(str))
     """``"always"``, or ``"budget"``: cached reads go on for a bounded time without a schedule point."""
     nowait: bool | None = attrs.field(

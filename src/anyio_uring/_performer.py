@@ -220,7 +220,7 @@ class Performer:
         await self._of_threads().perform(calls)
 
     def _of_threads(self) -> Executor | ThreadCalls:
-        if self._thread_calls is None or self._driver.name == "threads":
+        if self._thread_calls is None or self._driver.name != "uring":
             return self._task
         return self._thread_calls
 
@@ -299,7 +299,7 @@ class Performer:
             return plain
         if plain.errno == errno.EINVAL and (misaligned := _direct.misalignment(request, plain.filename)):
             return misaligned
-        is_polled = self._driver.name == "threads" or "IOPOLL" in self._driver.features.setup_flags
+        is_polled = self._driver.name != "uring" or "IOPOLL" in self._driver.features.setup_flags
         return _flags.refusal(res, request.op_flags, plain.filename, is_polled=is_polled) or plain
 
 
