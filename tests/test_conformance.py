@@ -348,12 +348,14 @@ async def test_many_more_reads_than_depth(fd: int, driver: Any) -> None:
 @pytest.mark.anyio
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("anyio_backend", WITHOUT_DEBUG)
+@pytest.mark.not_of_a_fake("a minute, in which the test above says the same a thousand times")
 async def test_a_hundred_thousand_reads_through_a_ring_of_eight(fd: int, driver: Any) -> None:
     await _read_concurrently(fd, driver, 100_000)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["trio"])  # parts are tested on every loop in test_core.py
+@pytest.mark.not_of_a_fake("half a minute of copying by the same system calls that threads make")
 async def test_more_than_one_system_call_can_transfer(driver: Any, tmp_path: Path) -> None:
     """0x7ffff000 bytes are the most for one read(2) or write(2); beyond, the manager takes parts (C8)."""
     size = 0x7FFFF000 + 5000
@@ -466,6 +468,7 @@ async def test_a_full_terminal_or_fifo_blocks_neither_the_loop_nor_a_worker(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", WITHOUT_DEBUG)
+@pytest.mark.not_of_a_fake("it has no workers that a cancel request could meet; Faults.lost_cancels is tested")
 async def test_a_cancelled_write_to_a_full_terminal_ends(io: AsyncIoManager) -> None:
     """However the cancel request meets the workers: Linux 6.18 loses one in some thousands."""
     master, terminal = os.openpty()

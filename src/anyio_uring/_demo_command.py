@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Literal
 
 import anyio
 
@@ -29,14 +30,13 @@ except ModuleNotFoundError as _missing:
 from ._core import open_uring
 from ._demo import Outcome, Tree, copy_and_verify, scan
 from ._errors import UringUnavailableError
-from ._options import DriverChoice
 
 # How many findings of one kind are printed before they are only counted.
 LINES_MAX = 20
 # A table in a pipe or a log has no terminal to ask for its width.
 PLAIN_WIDTH = 120
 
-Leg = tuple[str, DriverChoice]
+Leg = tuple[str, Literal["uring", "threads"]]
 
 
 def demo(directory: str | None, *, depth: int, target: str | None, keep: bool, require_ring: bool) -> int:
@@ -87,7 +87,7 @@ def _legs(say: Callable[[str], None], depth: int) -> tuple[list[Leg], bool]:
     if importlib.util.find_spec("trio") is None:
         say("trio is not installed, so this is asyncio alone: pip install 'anyio_uring[trio]'")
         loops.remove("trio")
-    drivers: list[DriverChoice] = ["uring", "threads"]
+    drivers: list[Literal["uring", "threads"]] = ["uring", "threads"]
     reason = anyio.run(_why_no_ring, depth)
     if reason is not None:
         say(f"No io_uring, so this is threads alone: {reason}")

@@ -75,7 +75,7 @@ def _check_driver(_options: object, attribute: attrs.Attribute[Any], value: obje
     if isinstance(value, str):
         if value not in ("auto", "uring", "threads"):
             raise ValueError(f'{attribute.name} must be "auto", "uring" or "threads", not {value!r}')
-    elif not callable(getattr(value, "open_driver", None)):
+    elif isinstance(value, type) or not callable(getattr(value, "open_driver", None)):
         raise TypeError(
             f'{attribute.name} must be "auto", "uring", "threads" or a FakeRing of anyio_uring.testing, not {value!r}'
         )

@@ -57,7 +57,7 @@ class Mine(Instrument):
 async def main() -> None:
     async with open_uring(depth=8, driver="auto") as io:
         assert_type(io, AsyncIoManager)
-        assert_type(io.driver, Literal["uring", "threads"])
+        assert_type(io.driver, Literal["uring", "threads", "fake"])
         assert_type(io.fallback_reason, str | None)
         assert_type(io.features, UringFeatures)
         assert_type(io.statistics(), IoStatistics)

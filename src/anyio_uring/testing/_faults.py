@@ -38,7 +38,7 @@ def _rate() -> Any:
     return attrs.field(default=0.0, validator=_check_rate)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Faults:
     """
     How often a :class:`FakeRing` has something go wrong: for each kind the share of operations, 0 to 1.
@@ -66,6 +66,10 @@ class Faults:
     """Cancel requests that change nothing: the library sends another after 20 ms."""
     overflow: float = _rate()
     """Completions that come by way of the overflow list, later than others."""
+
+    def __repr__(self) -> str:
+        rates = attrs.asdict(self, filter=lambda _, rate: rate > 0)
+        return f"Faults({', '.join(f'{name}={rate}' for name, rate in rates.items())})"
 
     @classmethod
     def unnoticed(cls, rate: float = 0.1) -> Faults:
