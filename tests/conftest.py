@@ -11,11 +11,18 @@ from typing import Any
 import anyio
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 
 from anyio_uring import AsyncIoManager, open_uring
 
 from .faulty_disk import FaultyDisk, faulty_disk
 from .helpers import BACKENDS, driver_name
+
+
+# pytest --hypothesis-profile=thorough; ./dev property. Deadlines would be timing.
+settings.register_profile("fast", max_examples=300, deadline=None)
+settings.register_profile("thorough", max_examples=4_000, deadline=None)
+settings.load_profile("fast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
