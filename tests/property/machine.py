@@ -146,19 +146,32 @@ class Machine:
         if self.files:
             self.tasks.start_soon(self.files.pop().aclose)
 
+    async def take(self, steps: list[tuple[Any, ...]]) -> None:
+        """Take all steps."""
+        for name, *arguments, keywords in steps:
+            step = getattr(self, name)(*arguments, **keywords)
+            if step is not None:
+                await step
+            self.check()
+        self.closed = True
+
+    def unstick(self) -> None:
+        """Have nothing go wrong any more, and go on with what is stuck."""
+        if self.ring is not None:
+            self.ring.faults = Faults()
+            self.ring.release()
+
     async def turns(self, count: int) -> None:
         for _ in range(count):
             await anyio.lowlevel.checkpoint()
 
     async def finish(self) -> None:
         """Wait for everything but readers of the pipe."""
-        if self.ring is not None:
-            self.ring.faults = Faults()
-            self.ring.release()
+        self.unstick()
         while any(operation.verb != "drink" for operation in self.live):
+            if self.io.statistics().waiting and self.fed == sum(map(len, self.drunk)):
+                self.feed(1)  # readers of the pipe have all the room there is
             await anyio.lowlevel.checkpoint()
-            if self.ring is not None:
-                self.ring.release()
 
     def check(self) -> None:
         """Hold after every step."""
@@ -413,13 +426,12 @@ async def run_program(driver: Any, depth: int, steps: list[tuple[Any, ...]]) -> 
             async with anyio.create_task_group() as tasks:
                 async with open_uring(driver=driver, depth=depth) as io:
                     machine = Machine(io, ring, tasks, file.fileno(), Path(file.name), pipe, depth)
-                    async with io.register_files([file, file]) as machine.files:
-                        for name, *arguments in steps:
-                            step = getattr(machine, name)(*arguments[:-1], **arguments[-1])
-                            if step is not None:
-                                await step
-                            machine.check()
-                        machine.closed = True
+                    if depth % 2:
+                        await machine.take(steps)  # the manager's end ends what is stuck
+                    else:
+                        async with io.register_files([file, file]) as machine.files:
+                            await machine.take(steps)
+                            await machine.finish()  # the files' end waits for it
                 machine.check()
                 assert io.statistics().in_flight == 0, "C10"
             natives = [operation.native for operation in machine.ended + machine.live if operation.native is not None]

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyio_uring.testing import FakeRing
@@ -38,7 +38,8 @@ _STEPS = st.lists(
         _step("close_file"),
         _step("finish"),
     ),
-    max_size=40,
+    min_size=10,
+    max_size=60,
 )
 
 
@@ -55,6 +56,7 @@ def test_on_a_simulated_kernel(backend: str, seed: int, depth: int, steps: list[
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(max_examples=settings().max_examples // 8)
 @given(depth=st.integers(1, 12), steps=_STEPS)
 def test_on_a_real_driver(driver: Any, backend: str, depth: int, steps: list[Any]) -> None:
     _run(driver, backend, depth, steps)

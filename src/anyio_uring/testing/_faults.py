@@ -119,8 +119,8 @@ class Injector:
             yield None, faults.stuck
         is_call = isinstance(request, Call)
         is_disk = is_call or file_type(request.fd) in DISKS
-        # What is asked again is not refused again.
-        if not request.force_async:
+        # What is asked again is not refused again, and a close is not asked again.
+        if not request.force_async and request.opcode is not Opcode.CLOSE:
             yield -errno.EINTR, faults.eintr
             if is_disk and not is_call and not request.op_flags & NOWAIT:
                 yield -errno.EAGAIN, faults.eagain
