@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import anyio
 
-from anyio_uring import AsyncIoManager
+from anyio_uring import AsyncIoManager, open_uring
 
 ROOT = Path(__file__).parent.parent
 SECONDS_MAX = 50
@@ -82,3 +83,18 @@ async def _beside_a_read(
         if cancel:
             tasks.cancel_scope.cancel()
     return got
+
+
+async def use(driver: Any) -> None:
+    """Do the job with a manager of one's own."""
+    with tempfile.TemporaryFile() as file:
+        async with open_uring(driver=driver) as io:
+            assert io.driver == driver, io.fallback_reason
+            await work(io, file)
+            await blocked_read(io, os.pipe())
+
+
+def use_in_child(driver: Any, backend: str, answers: Any) -> None:
+    """Do it in a process of ``multiprocessing``, and say so."""
+    anyio.run(use, driver, backend=backend)
+    answers.send(os.getpid())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -148,3 +149,178 @@ def test_a_keyboard_interrupt_ends_it_well(driver: Any, backend: str) -> None:
             str(moment),
         )
         assert out == "interrupted\n"
+
+
+# A read of a pipe is in flight while something happens; then the parent gets its bytes, and works on.
+BESIDE = """
+import anyio, multiprocessing, os, subprocess, sys, threading
+from anyio_uring import open_uring
+from tests import programs
+
+driver, backend = sys.argv[1:3]
+
+async def main():
+    read_end, write_end = os.pipe()
+    got = []
+    async def read():
+        got.append(await io.read(read_end, 100, -1))
+    async with open_uring(driver=driver) as io, anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        while io.statistics().in_flight < 1:
+            await anyio.lowlevel.checkpoint()
+        await beside(io)
+        assert io.statistics().in_flight == 1
+        os.write(write_end, b"parent")
+        while not got:
+            await anyio.lowlevel.checkpoint()
+        with open(programs.__file__, "rb") as file:
+            assert await io.read(file, 100, 5) == os.pread(file.fileno(), 100, 5)
+    await programs.use(driver)
+    assert got == [b"parent"]
+    print("good")
+"""
+
+
+def run_beside(action: str, driver: Any, backend: str, *arguments: object) -> None:
+    code = f"{BESIDE}\n{textwrap.dedent(action)}\nanyio.run(main, backend=backend)\n"
+    assert run(code, driver, backend, *arguments).endswith("good\n")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_forked_child_opens_a_manager_of_its_own(driver: Any, backend: str) -> None:
+    """In a thread, for the event loop that it was forked from is the parent's."""
+    run_beside(
+        """
+        async def beside(io):
+            child = os.fork()
+            if not child:
+                outcome = []
+                def use():
+                    anyio.run(programs.use, driver, backend=backend)
+                    outcome.append("good")
+                thread = threading.Thread(target=use)
+                thread.start()
+                thread.join()
+                os._exit(0 if outcome else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        driver,
+        backend,
+    )
+
+
+def test_a_forked_child_whose_stack_unwinds_ends(driver: Any) -> None:
+    """
+    It has inherited the wait for an operation, and the end of the block; the completion is the parent's.
+
+    On trio: a forked child has no running event loop on asyncio, and there anyio's own task groups cannot end.
+    """
+    out = run(
+        """
+        import anyio, os, sys
+        from anyio_uring import open_uring
+
+        async def main():
+            global child
+            read_end, _ = os.pipe()
+            async with open_uring(driver=sys.argv[1]) as io, anyio.create_task_group() as tasks:
+                tasks.start_soon(io.read, read_end, 100, -1)
+                while io.statistics().in_flight < 1:
+                    await anyio.lowlevel.checkpoint()
+                child = os.fork()
+                if not child:
+                    raise LookupError
+                # The child's event loop takes its descriptors out of the epoll that it shares with this one: that
+                # is true of trio itself, and this loop is not used any more.
+                print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+                os._exit(0)
+
+        try:
+            anyio.run(main, backend="trio")
+        except BaseException as exc:
+            while not isinstance(exc, LookupError):
+                (exc,) = exc.exceptions
+            sys.exit(7)
+        """,
+        driver,
+    )
+    assert out == "child 7\n"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_other_programs_started_beside_operations(driver: Any, backend: str) -> None:
+    """fork and exec: they inherit no ring, no pipe of ours, and end as ever."""
+    run_beside(
+        """
+        # Every descriptor that is inherited, and what it is.
+        LIST = "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd') if int(n) > 2])"
+
+        def look(out):
+            inherited = [name for name in eval(out) if "io_uring" in name or name.startswith("pipe")]
+            assert not inherited, inherited
+
+        async def beside(io):
+            command = [sys.executable, "-S", "-c", LIST.replace("os.readlink(", "os.path.realpath(")]
+            for _ in range(3):
+                # posix_spawn() closes nothing: what is not marked close-on-exec gets through.
+                look(subprocess.run(command, capture_output=True, check=True, close_fds=False).stdout)
+                look((await anyio.run_process(command)).stdout)
+        """,
+        driver,
+        backend,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "backend"), [("fork", "asyncio"), ("fork", "trio"), ("spawn", "asyncio"), ("forkserver", "trio")]
+)
+def test_multiprocessing_beside_operations(driver: Any, backend: str, method: str) -> None:
+    run_beside(
+        """
+        async def beside(io):
+            def start():
+                context = multiprocessing.get_context(sys.argv[3])
+                ours, theirs = context.Pipe()
+                child = context.Process(target=programs.use_in_child, args=(driver, backend, theirs))
+                child.start()
+                child.join()
+                assert child.exitcode == 0, child.exitcode
+                assert ours.recv() == child.pid
+            await anyio.to_thread.run_sync(start)
+        """,
+        driver,
+        backend,
+        method,
+    )
+
+
+@pytest.mark.parametrize("kind", ["legacy", "isolated"])
+def test_a_sub_interpreter_is_refused(kind: str) -> None:
+    """At once: modules imported later have crashed some versions of CPython."""
+    run(
+        """
+        if sys.version_info >= (3, 13):
+            import _interpreters as interpreters
+            created = interpreters.create(sys.argv[1])
+        else:
+            import _xxsubinterpreters as interpreters
+            created = interpreters.create(isolated=sys.argv[1] == "isolated")
+        code = '''if True:
+            import sys
+            sys.path[:] = PATH
+            try:
+                import anyio_uring
+            except ImportError as exc:
+                assert "this is a sub-interpreter" in str(exc), exc
+            else:
+                raise AssertionError("imported in a sub-interpreter")
+            assert "asyncio" not in sys.modules
+        '''.replace("PATH", repr(sys.path))
+        failed = interpreters.run_string(created, code)
+        assert failed is None, failed
+        import anyio
+        from tests import programs
+        anyio.run(programs.use, "threads", backend="trio")  # asyncio's own state does not survive it (3.11)
+        """,
+        kind,
+    )

@@ -1,5 +1,9 @@
 """Fast, correct disk I/O for structured-concurrency Python: one io_uring per event loop, on asyncio and trio."""
 
+from ._interpreter import require_main_interpreter
+
+require_main_interpreter()  # the one thing done at import: what follows could crash in another one
+
 from ._append_log import AppendLog, FsyncMode, LogStatistics, open_append_log
 from ._arguments import FileDescriptor
 from ._atomic_write import atomic_write

@@ -527,7 +527,7 @@ class CompletionTask:
 
     def _abort(self, operation: Operation) -> bool:
         """Answer a cancellation: True if the operation never happened, False if its result decides."""
-        if operation.is_dropped:
+        if operation.is_dropped or self._driver.is_forked():  # a forked child's never comes: it is the parent's (C12)
             return True
         if operation.error is not None or not operation.unsettled or operation.is_certain:
             return False

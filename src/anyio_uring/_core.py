@@ -5,7 +5,6 @@ It knows options and life cycles; of what a manager does with files it knows not
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
@@ -169,13 +168,7 @@ def open_uring(
     :raises ValueError: if an option is out of range
     :raises TypeError: if an option is of a wrong type or unknown, if there are ``options`` and keywords, or if
         an instrument lacks a method
-    :raises RuntimeError: in a sub-interpreter
     """
-    if not _is_main_interpreter():
-        raise RuntimeError(
-            "anyio_uring works in the main interpreter alone, and this is a sub-interpreter: "
-            "use it in a thread or a process of its own (multiprocessing)"
-        )
     if options is None:
         options = UringOptions(**keywords)
     elif keywords:
@@ -267,22 +260,6 @@ class _Opening:
 
     def _traced(self, driver: Driver) -> Driver:
         return TracedDriver(driver, self._instruments) if self._instruments.listens_to_operations() else driver
-
-
-def _is_main_interpreter() -> bool:
-    """
-    Whether this is the interpreter that the process began with.
-
-    cffi's extensions are made for that one: what C calls back takes the thread's first interpreter for its own
-    (``PyGILState_Ensure``), and an interpreter with a GIL of its own refuses them since Python 3.12.
-    """
-    for name in ("_interpreters", "_xxsubinterpreters"):  # Python 3.13, and before
-        try:
-            interpreters = importlib.import_module(name)
-        except ImportError:
-            continue
-        return bool(interpreters.get_current() == interpreters.get_main())
-    return True  # this Python has no others
 
 
 def _choose_driver(options: UringOptions) -> tuple[Driver, str | None]:
