@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-ring", action="store_true", help="leave out the tests of the ring, for a system without io_uring"
     )
+    parser.addoption("--soak", action="store_true", help="let tests that repeat something do it for minutes")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

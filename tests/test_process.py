@@ -249,7 +249,7 @@ def test_a_forked_child_whose_stack_unwinds_ends(driver: Any) -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_other_programs_started_beside_operations(driver: Any, backend: str) -> None:
-    """fork and exec: they inherit no ring, no pipe of ours, and end as ever."""
+    """Fork and exec: they inherit no ring, no pipe of ours, and end as ever."""
     run_beside(
         """
         # Every descriptor that is inherited, and what it is.
