@@ -99,6 +99,60 @@ def lint(session: nox.Session) -> None:
         session.error(f"failed: {', '.join(failed)}")
 
 
+# A test that puts a library before libasan, tests of gigabytes, and one of 100,000 steps.
+NOT_SANITIZED = "not threads and not kernel_cuts and not more_than_one_system_call and not hundred_thousand"
+
+
+@nox.session
+def sanitizers(session: nox.Session) -> None:
+    """Test the C shim under ASan and UBSan, then under valgrind, for which memory that it did not write is unknown."""
+    flags = "-fsanitize=address,undefined"
+    env = {
+        "CFLAGS": f"{flags} -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1",
+        "LDFLAGS": flags,
+    }
+    _install(session, *TEST_REQUIREMENTS)
+    session.install("-q", ".[cli,toml]", env=env)
+    compiler = shutil.which("gcc") or session.error("gcc is needed")
+    libraries = [
+        subprocess.run([compiler, f"-print-file-name={name}.so"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan", "libubsan")
+    ]
+    modules = ("ring", "conformance", "chains", "registered_buffers", "memory")
+    session.run(
+        *("python", "-m", "pytest", "--timeout=300", "-k", NOT_SANITIZED, *session.posargs),
+        *(f"tests/test_{module}.py" for module in modules),
+        env={
+            "LD_PRELOAD": " ".join(map(str.strip, libraries)),
+            # CPython leaves its own memory to the end of the process; and a test asks for more than there is.
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "PYTHONMALLOC": "malloc",
+        },
+    )
+    if shutil.which("valgrind") is None:
+        session.error("valgrind is not installed (Debian: apt-get install valgrind)")
+    # It cannot run what ASan is in; and it does not know what the ring has written to.
+    _install(session, "--force-reinstall", "--no-deps", ".")
+    session.run(
+        *("valgrind", "--quiet", "--undef-value-errors=no", "--error-exitcode=9"),
+        *("python", "-m", "pytest", "--timeout=500", "tests/test_ring.py"),
+        env={"PYTHONMALLOC": "malloc"},
+        external=True,
+    )
+
+
+# The newest, as below.
+@nox.session(python=INSTALLED[-1] if INSTALLED else False)
+def soak(session: nox.Session) -> None:
+    """Repeat for long what the tests do a few times, then a mixed load: ``-- --minutes 30``."""
+    _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
+    # By the tests' names, for most need no repetition.
+    modules = ("tests/test_memory.py", "tests/test_endings.py")
+    session.run("pytest", "--soak", "--timeout=3600", "-o", "faulthandler_timeout=4000", *modules)
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
 SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
 
 
