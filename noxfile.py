@@ -135,7 +135,7 @@ def sanitizers(session: nox.Session) -> None:
     # It cannot run what ASan is in; and it does not know what the ring has written to.
     _install(session, "--force-reinstall", "--no-deps", ".")
     session.run(
-        *("valgrind", "--quiet", "--undef-value-errors=no", "--error-exitcode=9"),
+        *("valgrind", "--quiet", "--undef-value-errors=no", "--error-exitcode=9", "--suppressions=tests/valgrind.supp"),
         *("python", "-m", "pytest", "--timeout=500", "tests/test_ring.py"),
         env={"PYTHONMALLOC": "malloc"},
         external=True,
