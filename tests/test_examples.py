@@ -115,6 +115,16 @@ def test_the_examples_of_direct_io_and_flags(
     assert _run(code, tmp_path).splitlines() == expected
 
 
+@pytest.mark.parametrize("code", _blocks("docs/files.md", "python") + _blocks("docs/migration.md", "python"))
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_examples_of_files(
+    code: str, driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    assert _run(code, tmp_path, backend).splitlines() == expected != []
+
+
 @pytest.mark.parametrize("code", _blocks("docs/registered.md", "python"), ids=["buffers", "files"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_examples_of_what_is_registered(

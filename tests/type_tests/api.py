@@ -31,6 +31,7 @@ from anyio_uring import (
     RegisteredFile,
     RwFlags,
     UringFeatures,
+    UringFile,
     UringFileReadStream,
     UringFileWriteStream,
     UringOptions,
@@ -40,8 +41,10 @@ from anyio_uring import (
     copy_tree,
     current,
     open_append_log,
+    open_file,
     open_uring,
     read_append_log,
+    wrap_file,
 )
 
 
@@ -182,3 +185,24 @@ async def log() -> None:
         assert_type(offset, int)
         assert_type(record, bytes)
     open_append_log("log", fsync="always")  # type: ignore[arg-type]
+
+
+async def files() -> None:
+    async with await open_file("name") as text:
+        assert_type(text, UringFile[str])
+        assert_type(await text.read(), str)
+        assert_type(await text.readlines(), list[str])
+        assert_type(await text.write("text"), int)
+        assert_type(text.encoding, str)
+        async for line in text:
+            assert_type(line, str)
+        assert_type(await text.pread(1, 0), bytes)
+        await text.write(b"bytes")  # type: ignore[arg-type]
+        await text.read1()  # type: ignore[misc]
+    async with await open_file("name", "r+b", io=current(), limiter=None) as binary:
+        assert_type(binary, UringFile[bytes])
+        assert_type(await binary.read1(), bytes)
+        assert_type(await binary.readinto(bytearray(1)), int)
+        await binary.writelines([b"bytes", memoryview(b"bytes")])
+        await binary.write("text")  # type: ignore[arg-type]
+    assert_type(wrap_file(3), UringFile[bytes])
