@@ -101,11 +101,12 @@ class RawFile:
     @property
     def view(self) -> IO[bytes]:
         """A file object of the standard library on the same descriptor, which it does not own."""
-        if self._view is None:
-            view: Any = io.FileIO(self.fileno(), self.mode.replace("x", "w"), closefd=False)
-            view.name = self.name
-            self._view = view
-        return self._view
+        if self._view is not None:
+            return self._view
+        view: Any = io.FileIO(self.fileno(), self.mode.replace("x", "w"), closefd=False)
+        view.name = self.name
+        self._view = view
+        return view  # type: ignore[no-any-return]
 
     async def read(self, length: int) -> bytes:
         data = await self._manager.read(self, length, self._offset(is_write=False))

@@ -486,12 +486,10 @@ async def _outlast(function: Callable[[], Coroutine[Any, Any, ResultT]], cancell
     while True:
         try:
             with anyio.CancelScope(shield=True):
-                result = await function()
+                return await function()
         except anyio.get_cancelled_exc_class() as exc:
             # A native one of asyncio's, which knows no shields and strikes once.
             cancellations.append(exc)
-        else:
-            return result
 
 
 def _explicit(offset: int) -> int:

@@ -245,8 +245,8 @@ class _TrioLoop:
         is_certain: bool = False,
     ) -> ResultT:
         with anyio.CancelScope(shield=is_certain):
-            result = await anyio.to_thread.run_sync(function, limiter=limiter)
-        return result  # noqa: RET504 - scopes may swallow, as type checkers know
+            return await anyio.to_thread.run_sync(function, limiter=limiter)
+        raise AssertionError("a scope that nobody has cancelled swallowed a cancellation")
 
     def may_be_cancelled(self) -> bool:
         # -inf in a cancelled scope; in one whose deadline has passed and is yet to be noticed, that.

@@ -246,7 +246,8 @@ TEXT_OPTIONS = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(case=st.tuples(BYTES, BINARY_STEPS, MODES.map("{}b".format), BINARY_OPTIONS))
 def test_a_binary_file_is_what_open_gives(driver: Any, backend: str, case: tuple[Any, ...]) -> None:
-    anyio.run(_run, driver, *case, backend=backend)
+    content, steps, mode, options = case
+    anyio.run(_run, driver, content, steps, mode, options, backend=backend)
 
 
 @DRIVERS
@@ -255,7 +256,8 @@ def test_a_binary_file_is_what_open_gives(driver: Any, backend: str, case: tuple
 @given(text=TEXTS, case=st.tuples(TEXT_STEPS, MODES, TEXT_OPTIONS))
 def test_a_text_file_is_what_open_gives(driver: Any, backend: str, text: str, case: tuple[Any, ...]) -> None:
     content = text.encode(case[-1]["encoding"], "replace")
-    anyio.run(_run, driver, content, *case, backend=backend)
+    steps, mode, options = case
+    anyio.run(_run, driver, content, steps, mode, options, backend=backend)
 
 
 @DRIVERS
