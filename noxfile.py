@@ -74,6 +74,14 @@ def filesystems(session: nox.Session) -> None:
     session.run("pytest", "-m", "filesystem", *session.posargs, env={"ANYIO_URING_EXPECT_FUSE": "1"})
 
 
+@nox.session(python=INSTALLED[-1] if INSTALLED else False)
+def property(session: nox.Session) -> None:  # noqa: A001 - the name of a session, not of a function
+    """Run the property tests with many more examples, for some ten minutes: the session's arguments go to pytest."""
+    _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
+    options = ("--hypothesis-profile=thorough", "-o", "timeout=3600", "-o", "faulthandler_timeout=3700")
+    session.run("pytest", "tests/property", *options, *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, the complete typing of the public names, layers and slots."""

@@ -18,7 +18,7 @@ from anyio_uring import AsyncIoManager, open_uring
 from .faulty_disk import FaultyDisk, faulty_disk
 from .helpers import BACKENDS, driver_name
 
-# pytest --hypothesis-profile=thorough; ./dev property. Deadlines would be timing.
+# nox -s property takes the second one. No deadlines: they are timing.
 settings.register_profile("fast", max_examples=300, deadline=None)
 settings.register_profile("thorough", max_examples=4_000, deadline=None)
 settings.load_profile("fast")

@@ -150,3 +150,9 @@ def test_the_example_of_a_page(
     monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
     (code,) = _blocks(f"docs/{page}.md", "python")
     assert _run(code, tmp_path, backend).splitlines() == re.findall(r"^# (.*)$", code, re.MULTILINE) != []
+
+
+@pytest.mark.parametrize("code", _blocks("docs/testing.md", "python"), ids=["seeds", "by name"])
+def test_the_examples_of_testing(code: str, tmp_path: Path) -> None:
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    assert _run(code, tmp_path).splitlines() == expected != []

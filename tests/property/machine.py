@@ -131,6 +131,12 @@ class Machine:
         else:
             operation.scope.cancel()
 
+    async def race(self, verb: str, length: int, count: int, turns: int, *, is_native: bool, on_file: bool) -> None:
+        """Begin an operation and cancel it while it is on its way."""
+        self.start(verb, length, count, is_native=is_native, on_file=on_file)
+        await self.turns(turns)
+        self.cancel(-1, "scope")
+
     def feed(self, count: int) -> None:
         """Write to the pipe."""
         self.fed += os.write(self.pipe[1], bytes((self.fed + i) % 251 for i in range(count)))

@@ -30,7 +30,15 @@ _START = _step(
 _STEPS = st.lists(
     st.one_of(
         _START,
-        _START,
+        _step(
+            "race",
+            st.sampled_from(VERBS),
+            st.integers(1, PLACE),
+            st.integers(1, 5),
+            st.integers(1, 6),
+            is_native=st.booleans(),
+            on_file=st.booleans(),
+        ),
         _step("cancel", st.integers(0, 10), st.sampled_from(["scope", "deadline", "twice"])),
         _step("turns", st.integers(0, 8)),
         _step("feed", st.integers(1, 20)),
