@@ -14,7 +14,9 @@ from .programs import run
 
 pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
+# Once a program has no rights it may not even read the standard library: what is imported late is imported here.
 IMPORTS = """
+import encodings.ascii
 import errno, os, sys, tempfile, warnings
 import anyio
 from anyio_uring import BatchError, UringUnavailableError, open_uring

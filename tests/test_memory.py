@@ -229,11 +229,11 @@ async def test_nothing_is_kept(driver: Any, path: Path, tmp_path: Path, pipe: tu
         async with open_uring(driver=driver, nowait=False) as io:
             for _ in range(20):
                 await _mixed(io, fds, buffer, pipe[0])
-            before = Counts(buffer, io, io._task, file)
+            before = Counts(buffer, io, file)
             done = 0
             while done < operations:
                 done += await _mixed(io, fds, buffer, pipe[0])
-            Counts(buffer, io, io._task, file).assert_flat_since(before)
+            Counts(buffer, io, file).assert_flat_since(before)
     buffer.append(1)  # nobody has an export
 
 
