@@ -58,7 +58,7 @@ def case_table(case: Case, results: Results) -> str:
         quotients = ratios(rounds, plain) if case.more_is_better else []
         rows.append((Spread.of(present), name, spread(Spread.of(quotients)) if quotients else ""))
     rows.sort(key=lambda row: row[0].median, reverse=case.more_is_better)
-    lines = [f"### {case.name}: {case.title}", "", f"| | {case.unit} | of P |", "|---|---|---|"]
+    lines = [f"## {case.name}: {case.title}", "", f"| | {case.unit} | of P |", "|---|---|---|"]
     lines += [f"| {name} | {spread(value)} | {of_plain} |" for value, name, of_plain in rows]
     return "\n".join(lines)
 

@@ -51,7 +51,7 @@ def test_every_round_has_a_rate_of_everyone(run: Any) -> None:
             rates = results["cases"][case][name]
             assert len(rates) == 2
             assert all(rate > 0 for rate in rates)
-        assert f"### {case}:" in tables
+        assert f"## {case}:" in tables
     assert not results["failures"]
 
 
