@@ -174,9 +174,9 @@ def open_append_log(
             offset = await log.append(b"record")
 
     Entering the block locks the file against a second writer (``flock(2)``), reads it to its end, cuts off a torn
-    tail, and makes durable what it keeps; :attr:`AppendLog.recovery` tells.  A new file and its name are durable.
-    The end of the block waits until all that was appended is written, and in the modes that sync, synced; then it
-    gives back what was allocated ahead and closes the file.
+    tail, and makes durable what it keeps; ``recovery`` of the :class:`AppendLog` tells.  A new file and its name
+    are durable.  The end of the block waits until all that was appended is written, and in the modes that sync,
+    synced; then it gives back what was allocated ahead and closes the file.
 
     :param fsync: when an append is acknowledged
     :param io: the manager to write with; ``None``: the innermost open one, or threads
@@ -321,7 +321,7 @@ class AppendLog:
         :raises OSError: if it could not be written; it is not in the log then
         :raises DurabilityLostError: if a sync failed, this record's or an earlier one
         :raises ValueError: if it is longer than that
-        :raises ClosedResourceError: if the block of the log has ended
+        :raises anyio.ClosedResourceError: if the block of the log has ended
         """
         if type(record) is not bytes:
             record = bytes(readable(record, "record"))

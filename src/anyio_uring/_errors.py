@@ -124,7 +124,7 @@ class DurabilityLostError(OSError):
     The kernel reports a failed write-back once and then forgets that it failed (``fsync(2)``), so nothing is
     tried again: the log takes no record any more, and every further use of it raises this error.  Go on from what
     is known to be durable: close the log, find out what is wrong with the disk, and open the log again or another
-    one; what was appended behind :attr:`durable_end` and not acknowledged has to be appended anew.
+    one; what was appended behind ``durable_end`` and not acknowledged has to be appended anew.
 
     ``errno`` is that of the sync; the failed operation's error is the ``__cause__``.
 

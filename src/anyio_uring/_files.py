@@ -86,7 +86,7 @@ async def open_file(
     :return: the file, to be used with ``async with``
     :raises OSError: as the built-in :func:`open` would
     :raises ValueError: if a mode or a combination is one that :func:`open` refuses
-    :raises ClosedResourceError: if ``io`` is closed
+    :raises anyio.ClosedResourceError: if ``io`` is closed
 
     If it is cancelled, and the file was opened all the same, it is returned, and the cancellation strikes at the next
     checkpoint.  An open that waits (of a FIFO, for its other end) can be cancelled on the ring, not on threads.

@@ -86,9 +86,9 @@ class UringFileReadStream(ByteReceiveStream):
         Read the next bytes.
 
         :param max_bytes: how many at most; beyond 1 MiB a call returns fewer
-        :raises EndOfStream: at the end of the file; if it grows, the next call returns what was added
-        :raises ClosedResourceError: after, or during, :meth:`aclose`
-        :raises BrokenResourceError: if reading failed; the :class:`OSError` is its cause
+        :raises anyio.EndOfStream: at the end of the file; if it grows, the next call returns what was added
+        :raises anyio.ClosedResourceError: after, or during, :meth:`aclose`
+        :raises anyio.BrokenResourceError: if reading failed; the :class:`OSError` is its cause
         :raises ValueError: if ``max_bytes`` is less than 1
         """
         length = min(operator.index(max_bytes), CHUNK_BYTES_MAX)
@@ -135,7 +135,7 @@ class UringFileReadStream(ByteReceiveStream):
         :param whence: ``os.SEEK_SET``, ``SEEK_CUR``, ``SEEK_END``, or what else :func:`os.lseek` knows
         :return: the new position, in bytes from the start
         :raises OSError: if the file is not seekable, or the position would be negative
-        :raises ClosedResourceError: after :meth:`aclose`
+        :raises anyio.ClosedResourceError: after :meth:`aclose`
         """
         file = self._file
         async with file.lock:
@@ -150,7 +150,7 @@ class UringFileReadStream(ByteReceiveStream):
         Return the position, in bytes from the start.
 
         :raises OSError: if the file is not seekable
-        :raises ClosedResourceError: after :meth:`aclose`
+        :raises anyio.ClosedResourceError: after :meth:`aclose`
         """
         async with self._file.lock:
             return await self._file.seek(0, os.SEEK_CUR)
@@ -211,8 +211,8 @@ class UringFileWriteStream(ByteSendStream):
         Write an item, all of it.
 
         :param item: bytes, or another object with a contiguous buffer, not to be changed until the call returns
-        :raises ClosedResourceError: after, or during, :meth:`aclose`
-        :raises BrokenResourceError: if writing failed; the :class:`OSError` is its cause
+        :raises anyio.ClosedResourceError: after, or during, :meth:`aclose`
+        :raises anyio.BrokenResourceError: if writing failed; the :class:`OSError` is its cause
 
         If it fails or is cancelled, a prefix of the item may be in the file.  The position has not moved then: of
         a file not open for appending, sending the same item again puts everything right.
