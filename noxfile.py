@@ -1,4 +1,4 @@
-"""Sessions of nox: ``tests`` on each installed Python, ``lint``, and ``bench``.
+"""Sessions of nox: ``tests`` on each installed Python, ``lint``, ``docs``, and ``bench``.
 
 ``./dev test`` and ``./dev lint`` run them with everything set up.
 """
@@ -35,6 +35,13 @@ LINT_REQUIREMENTS = (
     "nox",
     "types-cffi",
     "types-setuptools",
+)
+DOCS_REQUIREMENTS = (
+    "sphinx",
+    "furo",
+    "myst-parser",
+    "sphinx-copybutton",
+    "sphinx-design",
 )
 
 nox.options.sessions = ["tests"]
@@ -189,6 +196,18 @@ def crash(session: nox.Session) -> None:
     _install(session, ".[cli]", *TEST_REQUIREMENTS)
     environment = {"ANYIO_URING_CRASH_ROUNDS": "200"}
     session.run("pytest", "tests/test_log_crash.py", *session.posargs, env=environment)
+
+
+@nox.session(python=INSTALLED[-1] if INSTALLED else False)
+def docs(session: nox.Session) -> None:
+    """Build the site into docs/_build/html, run its doctests, and follow its links."""
+    # All of it anew: what is read from a cache warns of nothing.
+    shutil.rmtree("docs/_build", ignore_errors=True)
+    _install(session, ".[otel]", *DOCS_REQUIREMENTS)
+    build = ("sphinx-build", "-q", "-n", "-W", "-b")
+    session.run(*build, "html", "docs", "docs/_build/html", *session.posargs)
+    session.run(*build, "doctest", "docs", "docs/_build/doctest")
+    session.run("python", "docs/check_links.py", "docs/_build/html")
 
 
 # The newest, on which every peer can be installed; all participants run on the same one.

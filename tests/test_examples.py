@@ -156,3 +156,59 @@ def test_the_example_of_a_page(
 def test_the_examples_of_testing(code: str, tmp_path: Path) -> None:
     expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
     assert _run(code, tmp_path).splitlines() == expected != []
+
+
+# {page: its programs}; each runs on the loop that the test names, and prints its comments at the margin.
+PROGRAMS = {
+    page: [code for code in _blocks(f"docs/{page}.md", "python") if re.search(r"^# ", code, re.MULTILINE)]
+    for page in ("cancellation", "page_cache", "reading_many", "tuning", "tutorial", "tutorial_store")
+}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, id=f"{page}-{number}")
+        for page, programs in PROGRAMS.items()
+        for number, code in enumerate(programs, 1)
+    ],
+)
+def test_the_programs_of_a_page(
+    code: str, driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    assert _run(_on(backend, code), tmp_path).splitlines() == expected
+
+
+def _on(backend: str, code: str) -> str:
+    assert code.count("anyio.run(main)") == 1
+    return code.replace("anyio.run(main)", f"anyio.run(main, backend={backend!r})")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_tutorial_tells_which_machine_this_is(
+    driver: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    (code,) = [code for code in _blocks("docs/tutorial.md", "python") if code not in PROGRAMS["tutorial"]]
+    expected = r"the ring of \S+ with 256 operations at once" if driver == "uring" else "threads: as asked for"
+    assert re.fullmatch(expected, _run(_on(backend, code), tmp_path).strip())
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_page_of_the_containers_says_what_a_filter_does(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANYIO_URING_DRIVER", raising=False)
+    (code,) = _blocks("docs/containers.md", "python")
+    (expected,) = _blocks("docs/containers.md", "text")
+    denial = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.denied import deny; deny('io_uring_setup', 1)\n"
+    )
+    assert _run(denial + _on(backend, code), tmp_path) == expected
+
+
+def test_the_sites_first_page_has_the_readmes_examples() -> None:
+    assert sorted(_blocks("docs/index.md", "python")) == sorted(EXAMPLES)
