@@ -1,8 +1,8 @@
 """Fast, correct disk I/O for structured-concurrency Python: one io_uring per event loop, on asyncio and trio."""
 
-from ._interpreter import require_main_interpreter
+from . import _interpreter
 
-require_main_interpreter()  # the one thing done at import: what follows could crash in another one
+_interpreter.require_main_interpreter()  # the one thing done at import: what follows could crash in another one
 
 from ._append_log import AppendLog, FsyncMode, LogStatistics, open_append_log
 from ._arguments import FileDescriptor
