@@ -43,7 +43,7 @@ class BinaryFile:
         """
         if raw.is_readable and raw.is_writable and buffering and not raw.is_seekable:
             raise io.UnsupportedOperation("File or stream is not seekable.")
-        self.raw = raw
+        self.raw: RawFile = raw
         self._size = _PENDING_MAX if buffering < 0 else buffering
         self._grows = buffering < 0
         self._window = _WINDOW_MIN if buffering < 0 else buffering

@@ -66,17 +66,17 @@ class RawFile:
         self._manager = manager
         self._adopted = adopted
         self._view: IO[bytes] | None = adopted
-        self.name = name
-        self.mode = mode
-        self.closefd = closefd
-        self.limiter = limiter
-        self.is_readable = mode[0] == "r" or "+" in mode
-        self.is_writable = mode[0] != "r" or "+" in mode
-        self.is_appending = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
-        self.position = 0
+        self.name: str | bytes | int = name
+        self.mode: str = mode
+        self.closefd: bool = closefd
+        self.limiter: anyio.CapacityLimiter | None = limiter
+        self.is_readable: bool = mode[0] == "r" or "+" in mode
+        self.is_writable: bool = mode[0] != "r" or "+" in mode
+        self.is_appending: bool = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
+        self.position: int = 0
+        self.is_seekable: bool = True
         try:
             self.position = os.lseek(fd, 0, os.SEEK_END if mode[0] == "a" else os.SEEK_CUR)
-            self.is_seekable = True
         except OSError:
             self.is_seekable = False
 

@@ -47,11 +47,11 @@ class TextFile:
 
         :param newline: as the built-in :func:`open` takes it
         """
-        self.binary = binary
-        self.mode = mode
-        self.encoding = encoding
-        self.errors = errors
-        self.line_buffering = line_buffering
+        self.binary: BinaryFile = binary
+        self.mode: str = mode
+        self.encoding: str = encoding
+        self.errors: str = errors
+        self.line_buffering: bool = line_buffering
         # Where a line ends: one of three texts, or "" for all of them.
         self._newline = "\n" if newline is None else newline
         self._written_newline = {None: os.linesep, "": "\n"}.get(newline, newline or "\n")
