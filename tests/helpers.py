@@ -40,6 +40,13 @@ if sys.version_info >= (3, 12):
 asyncio_only = pytest.mark.parametrize("anyio_backend", BACKENDS.copy())
 BACKENDS.append(pytest.param(("trio", {}), id="trio"))
 
+
+@pytest.fixture(params=[BACKENDS[0], BACKENDS[-1]])
+def asyncio_or_trio(request: pytest.FixtureRequest) -> Any:
+    """The event loop of tests of what is built on a manager's verbs: other loops of asyncio are tested below."""
+    return request.param
+
+
 # For tests of many thousands of operations: asyncio's debug mode takes a millisecond for each.
 WITHOUT_DEBUG = ["asyncio", "trio"]
 

@@ -20,7 +20,9 @@ import pytest
 from anyio_uring import AsyncIoManager, atomic_write, open_uring
 
 from .faulty_disk import FaultyDisk
-from .helpers import asyncio_only
+from .helpers import asyncio_only, asyncio_or_trio
+
+anyio_backend = asyncio_or_trio
 
 pytestmark = pytest.mark.anyio
 

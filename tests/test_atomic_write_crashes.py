@@ -11,8 +11,10 @@ import pytest
 from anyio_uring import AsyncIoManager, atomic_write
 
 from .faulty_disk import FaultyDisk
-from .helpers import WITHOUT_DEBUG
+from .helpers import WITHOUT_DEBUG, asyncio_or_trio
 from .lossy_store import Loss
+
+anyio_backend = asyncio_or_trio
 
 pytestmark = pytest.mark.anyio
 

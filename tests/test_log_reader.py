@@ -12,8 +12,10 @@ from anyio_uring import AsyncIoManager, CorruptLogError, FsyncMode, open_append_
 from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, frame, new_header, parse, parse_header
 from anyio_uring._log_scanner import CHUNK_SIZE
 
-from .helpers import until
+from .helpers import asyncio_or_trio, until
 from .log_helpers import contents, watch, writes
+
+anyio_backend = asyncio_or_trio
 
 pytestmark = pytest.mark.anyio
 

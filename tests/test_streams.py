@@ -19,7 +19,9 @@ from anyio.streams.text import TextReceiveStream
 
 from anyio_uring import AsyncIoManager, UringFileReadStream, UringFileWriteStream, _streams, open_uring
 
-from .helpers import in_flight, until
+from .helpers import asyncio_or_trio, in_flight, until
+
+anyio_backend = asyncio_or_trio
 
 MIB = 1 << 20
 
