@@ -79,7 +79,7 @@ async def test_what_open_refuses_is_refused_likewise(path: Path, arguments: tupl
     assert _descriptors() == before
 
 
-@pytest.mark.parametrize("file", [-1, 3.5, None, "a\0b", b"a\0b", object()], ids=repr)
+@pytest.mark.parametrize("file", [-1, 3.5, None, "a\0b", b"a\0b", object()], ids=lambda file: type(file).__name__)
 async def test_what_is_no_file_is_refused_likewise(file: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as expected:
         open(file)  # noqa: SIM115 - it raises
