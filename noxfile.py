@@ -19,6 +19,7 @@ TEST_REQUIREMENTS = (
     "pytest-trio",
     "pytest-timeout",
     "pytest-randomly",
+    "pytest-xdist",
     "hypothesis",
     "blockbuster",
     "uvloop",
@@ -67,7 +68,7 @@ INSTALLED = [version for version in PYTHONS if _is_installed(version)]
 # Those that are not installed are skipped, and nox says so.
 @nox.session(python=list(PYTHONS) if INSTALLED else False)
 def tests(session: nox.Session) -> None:
-    """Run pytest, with the session's arguments, on the installed package."""
+    """Run pytest, with the session's arguments, on the installed package; without any, all tests, four at once."""
     if not INSTALLED:
         session.error(f"none of Python {', '.join(PYTHONS)} is installed")
     _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
