@@ -167,6 +167,13 @@ class Machine:
             self.ring.faults = Faults()
             self.ring.release()
 
+    def give_up(self) -> None:
+        """Have nothing stand in the way of a failure."""
+        self.unstick()
+        for operation in self.live:
+            if operation.native is not None:
+                operation.native.cancel()
+
     async def turns(self, count: int) -> None:
         for _ in range(count):
             await anyio.lowlevel.checkpoint()
@@ -436,8 +443,12 @@ async def run_program(driver: Any, depth: int, steps: list[tuple[Any, ...]]) -> 
                         await machine.take(steps)  # the manager's end ends what is stuck
                     else:
                         async with io.register_files([file, file]) as machine.files:
-                            await machine.take(steps)
-                            await machine.finish()  # the files' end waits for it
+                            try:
+                                await machine.take(steps)
+                                await machine.finish()  # the files' end waits for it
+                            except BaseException:
+                                machine.give_up()
+                                raise
                 machine.check()
                 assert io.statistics().in_flight == 0, "C10"
             natives = [operation.native for operation in machine.ended + machine.live if operation.native is not None]
