@@ -142,7 +142,11 @@ class AsyncIoManager:
 
     @property
     def driver(self) -> DriverName:
-        """Which driver does the work: ``"uring"`` or ``"threads"``; in tests ``"fake"``, a :class:`testing.FakeRing`."""
+        """
+        Which driver does the work: ``"uring"`` or ``"threads"``.
+
+        In tests also ``"fake"``: :class:`anyio_uring.testing.FakeRing`.
+        """
         return self._driver.name
 
     @property
