@@ -228,3 +228,16 @@ def test_what_registered_resources_and_sqpoll_change(tmp_path: Path, loop: str) 
     assert entries["interrupts"] >= 640 / 64 > entries["SQPOLL"]
     ways = [row[0] for row in rows if len(row) == 3]
     assert ways[2:] == ["plain", "registered buffers", "registered file", "both"]
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_what_files_cost(tmp_path: Path, loop: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.files", "--directory", str(tmp_path), "--size", "1", "--text", "1"]
+    command += ["--rounds", "1", "--loop", loop]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.count("|") == 4]
+    assert rows.count("ring") == rows.count("no manager") == rows.count("anyio.open_file") == 2
+    assert rows.count("plain loop") == rows.count("uring") == rows.count("threads") >= 1
+    assert rows.count("copy_file, uring") == rows.count("shutil.copyfile") == 1
