@@ -72,7 +72,8 @@ def tests(session: nox.Session) -> None:
     if not INSTALLED:
         session.error(f"none of Python {', '.join(PYTHONS)} is installed")
     _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
-    session.run("pytest", *session.posargs)
+    # Many tests wait for a disk, or for a program of their own.
+    session.run("pytest", *(session.posargs or ("-n", "4", "--dist", "worksteal")))
 
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else False)
