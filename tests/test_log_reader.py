@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from anyio_uring import AsyncIoManager, CorruptLogError, FsyncMode, open_append_log, read_append_log
+from anyio_uring._completion_task import CompletionTask
 from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, frame, new_header, parse, parse_header
 from anyio_uring._log_scanner import CHUNK_SIZE
+from anyio_uring._requests import Opcode
 
 from .helpers import asyncio_or_trio, until
 from .log_helpers import contents, watch, writes
@@ -48,6 +51,43 @@ async def test_records_of_all_sizes(io: AsyncIoManager, tmp_path: Path, sizes: l
     mode = FsyncMode.NEVER
     offsets = await _make(io, tmp_path / "log", records, mode)
     assert await contents(tmp_path / "log") == list(zip(offsets, records))
+
+
+async def test_a_cancelled_step_loses_no_record(io: AsyncIoManager, tmp_path: Path) -> None:
+    """C1: each step is a checkpoint; also where it opens the file, reads the header, or has the record already."""
+    records = [b"%04d" % i for i in range(3)]
+    await _make(io, tmp_path / "log", records)
+    reader = read_append_log(tmp_path / "log", io=io)
+    for record in records:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await reader.__anext__()
+        assert scope.cancelled_caught
+        assert (await reader.__anext__())[1] == record
+    with pytest.raises(StopAsyncIteration):
+        await reader.__anext__()
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+async def test_nor_does_one_that_is_cancelled_while_it_reads(
+    io: AsyncIoManager, tmp_path: Path, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _make(io, tmp_path / "log", [b"first", b"second"])
+    reader = read_append_log(tmp_path / "log", io=io)
+    perform, counted = CompletionTask.perform, 0
+
+    async def counts(self: CompletionTask, requests: Any, **options: Any) -> list[int]:
+        nonlocal counted
+        counted += any(request.opcode is Opcode.READ for request in requests)
+        if counted == reads:
+            scope.cancel()
+        return await perform(self, requests, **options)
+
+    monkeypatch.setattr(CompletionTask, "perform", counts)
+    with anyio.CancelScope() as scope:
+        await reader.__anext__()
+    assert scope.cancelled_caught
+    assert [record async for _, record in reader] == [b"first", b"second"]
 
 
 async def test_the_reader_says_where_the_tail_is_torn(io: AsyncIoManager, tmp_path: Path) -> None:

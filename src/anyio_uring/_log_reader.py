@@ -33,8 +33,8 @@ class LogReader:
     The records of one file of a log; :func:`read_append_log` makes it.
 
     An async iterator of ``(offset, record)``.  It ends at the end of the log, and also where the tail is torn:
-    :attr:`torn_at` then says where, and :attr:`torn_reason` why.  A task that reads lets others run once for each
-    64 KiB, and can be cancelled there.
+    :attr:`torn_at` then says where, and :attr:`torn_reason` why.  A cancelled step has lost no record: the next
+    one gives it.
 
     The file is opened for the first record and closed behind the last one.  Who leaves the loop earlier closes it
     with :meth:`aclose`, or reads in an ``async with`` block, which does that.
@@ -74,6 +74,7 @@ class LogReader:
 
     async def __anext__(self) -> tuple[int, bytes]:
         """Return the next record with its offset."""
+        await self._io._checkpoint()  # C1; in front, so that a cancellation loses no record
         for pair in self._ready:
             return pair
         records = await self._read()
@@ -86,10 +87,12 @@ class LogReader:
         if self._is_closed:
             return []
         try:
-            if self._scanner is None:
+            if self._fd < 0:
                 self._fd = await self._io.open(self._path, os.O_RDONLY)
-                self._scanner = LogScanner(self._io, self._fd, self._path)
-                await self._scanner.open()
+            if self._scanner is None:
+                scanner = LogScanner(self._io, self._fd, self._path)
+                await scanner.open()
+                self._scanner = scanner
             records = await self._scanner.next_records()
         except OSError:
             await self.aclose()
