@@ -44,7 +44,8 @@ def main() -> None:
 
 
 def _measure(directory: Path, options: argparse.Namespace) -> None:
-    run, rounds = partial(anyio.run, backend=options.loop), options.rounds
+    run: Any = partial(anyio.run, backend=options.loop)
+    rounds = options.rounds
     big = directory / "big"
     with big.open("wb", buffering=1 << 20) as file:
         file.writelines(block(number) for number in range(options.size * 256))
