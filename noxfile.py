@@ -116,10 +116,10 @@ def lint(session: nox.Session) -> None:
         session.error(f"failed: {', '.join(failed)}")
 
 
-# A test that puts a library before libasan, tests of gigabytes, one of 100,000 steps; and those that look whether
+# A test that puts a library before libasan, tests of gigabytes, one of 20,000 steps; and those that look whether
 # memory is kept, which ASan does with all that is freed.
 NOT_SANITIZED = (
-    "not threads and not kernel_cuts and not more_than_one_system_call and not hundred_thousand "
+    "not threads and not kernel_cuts and not more_than_one_system_call and not twenty_thousand "
     "and not nothing_is_kept and not leave_nothing_behind"
 )
 

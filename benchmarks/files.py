@@ -25,7 +25,6 @@ from anyio_uring import copy_file, open_file, open_uring
 from .data import BLOCK, block
 
 CHUNK = 64 << 10
-SMALL = 10_000
 CACHES = Path("/proc/sys/vm/drop_caches")
 Job = Callable[[], object]
 
@@ -37,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the big file")
     parser.add_argument("--text", type=int, default=100, metavar="MB", help="of the file that is read line by line")
+    parser.add_argument("--files", type=int, default=10_000, help="small ones")
     parser.add_argument("--loop", choices=("asyncio", "trio"), default="asyncio")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
@@ -51,7 +51,7 @@ def _measure(directory: Path, options: argparse.Namespace) -> None:
         file.writelines(block(number) for number in range(options.size * 256))
     text = directory / "text"
     text.write_text("".join(f"{number:099}\n" for number in range(options.text * 10_000)), encoding="ascii")
-    paths = [directory / "small" / f"{number}" for number in range(SMALL)]
+    paths = [directory / "small" / f"{number}" for number in range(options.files)]
     paths[0].parent.mkdir()
     for number, path in enumerate(paths):
         path.write_bytes(block(number))
@@ -78,10 +78,13 @@ def _measure(directory: Path, options: argparse.Namespace) -> None:
     _table(f"{options.text} MB, line by line", lines, rounds)
     small: dict[str, Job] = {"plain loop": partial(_plain_loop, paths)}
     small |= {driver: partial(run, _in, driver, partial(_read_small, paths)) for driver in ("uring", "threads")}
-    _table(f"{SMALL:,} files of 4 KiB, from the page cache", small, rounds)
+    _table(f"{options.files:,} files of 4 KiB, from the page cache", small, rounds)
     if os.access(CACHES, os.W_OK):
         _table(
-            f"{SMALL:,} files of 4 KiB, cold", small, rounds, before=lambda: CACHES.write_text("3", encoding="ascii")
+            f"{options.files:,} files of 4 KiB, cold",
+            small,
+            rounds,
+            before=lambda: CACHES.write_text("3", encoding="ascii"),
         )
     else:
         print("\ncold files are left out: dropping the kernel's caches is root's")
@@ -122,18 +125,18 @@ def _plain_loop(paths: list[Path]) -> None:
     for path in paths:
         with open(path, "rb") as file:
             contents.append(file.read())
-    _check(contents)
+    _check(contents, len(paths))
 
 
 async def _read_small(paths: list[Path]) -> None:
     current: Any = importlib.import_module("anyio_uring").current
-    _check(await current().read_files(paths))
+    _check(await current().read_files(paths), len(paths))
 
 
-def _check(contents: list[bytes]) -> None:
-    assert len(contents) == SMALL
+def _check(contents: list[bytes], count: int) -> None:
+    assert len(contents) == count
     assert all(content == block(number) for number, content in enumerate(contents) if number % 100 == 0)
-    assert sum(map(len, contents)) == SMALL * BLOCK
+    assert sum(map(len, contents)) == count * BLOCK
 
 
 def _table(title: str, jobs: Mapping[str, Job], rounds: int, before: Job = lambda: None) -> None:

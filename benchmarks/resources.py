@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=ROOT / ".cache" / "benchmarks" / "data" / "resources.bin")
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the file, if it has to be made")
     parser.add_argument("--rounds", type=int, default=9, help="in which all ways take turns")
+    parser.add_argument("--each", type=int, default=200, help="O_DIRECT reads of each task in a round")
     parser.add_argument("--reads", type=int, default=100_000, help="cached ones, whose kernel entries are counted")
     parser.add_argument("--loop", choices=("asyncio", "trio"), default="asyncio")
     parser.add_argument("--counted", choices=_ENTRIES_OF, help=argparse.SUPPRESS)
@@ -66,7 +67,7 @@ async def _rates(options: argparse.Namespace, size: int) -> dict[str, str]:
     """Return ``{way: median and spread of its rate, and its ratio to the first}``, of rounds that take turns."""
     open_uring: Any = importlib.import_module("anyio_uring").open_uring
     aligned_buffer: Any = importlib.import_module("anyio_uring").aligned_buffer
-    slots, each = options.file.stat().st_size // size, 64 if size > BLOCK else 200
+    slots, each = options.file.stat().st_size // size, options.each // 3 if size > BLOCK else options.each
     descriptor = os.open(options.file, os.O_RDONLY | os.O_DIRECT)
     rates: dict[str, list[float]] = {way: [] for way in _WAYS}
     try:

@@ -41,9 +41,9 @@ asyncio_only = pytest.mark.parametrize("anyio_backend", BACKENDS.copy())
 BACKENDS.append(pytest.param(("trio", {}), id="trio"))
 
 
-@pytest.fixture(params=[BACKENDS[0], BACKENDS[-1]])
-def asyncio_or_trio(request: pytest.FixtureRequest) -> Any:
-    """The event loop of tests of what is built on a manager's verbs: other loops of asyncio are tested below."""
+@pytest.fixture(params=BACKENDS)
+def every_loop(request: pytest.FixtureRequest) -> Any:
+    """The event loops of tests in which they matter; others run on asyncio, in its debug mode, and on trio."""
     return request.param
 
 

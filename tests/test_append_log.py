@@ -25,8 +25,10 @@ from anyio_uring import (
 )
 from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE
 
-from .helpers import asyncio_only, until
+from .helpers import asyncio_only, every_loop, until
 from .log_helpers import Appends, contents, watch
+
+anyio_backend = every_loop
 
 pytestmark = pytest.mark.anyio
 FsyncModes = pytest.mark.parametrize("mode", list(FsyncMode), ids=lambda mode: mode.value)

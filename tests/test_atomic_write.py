@@ -20,9 +20,7 @@ import pytest
 from anyio_uring import AsyncIoManager, atomic_write, open_uring
 
 from .faulty_disk import FaultyDisk
-from .helpers import asyncio_only, asyncio_or_trio
-
-anyio_backend = asyncio_or_trio
+from .helpers import asyncio_only
 
 pytestmark = pytest.mark.anyio
 

@@ -11,10 +11,8 @@ import pytest
 from anyio_uring import AsyncIoManager, atomic_write
 
 from .faulty_disk import FaultyDisk
-from .helpers import WITHOUT_DEBUG, asyncio_or_trio
+from .helpers import WITHOUT_DEBUG
 from .lossy_store import Loss
-
-anyio_backend = asyncio_or_trio
 
 pytestmark = pytest.mark.anyio
 

@@ -220,7 +220,7 @@ def test_the_library_itself_is_never_absent(participant: Any, path: Path) -> Non
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 def test_what_registered_resources_and_sqpoll_change(tmp_path: Path, loop: str) -> None:
     command = [sys.executable, "-m", "benchmarks.resources", "--file", str(tmp_path / "file"), "--size", "1"]
-    command += ["--rounds", "1", "--reads", "640", "--loop", loop]
+    command += ["--rounds", "1", "--each", "6", "--reads", "640", "--loop", loop]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=clean_environment())
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
@@ -234,7 +234,7 @@ def test_what_registered_resources_and_sqpoll_change(tmp_path: Path, loop: str) 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 def test_what_files_cost(tmp_path: Path, loop: str) -> None:
     command = [sys.executable, "-m", "benchmarks.files", "--directory", str(tmp_path), "--size", "1", "--text", "1"]
-    command += ["--rounds", "1", "--loop", loop]
+    command += ["--rounds", "1", "--files", "300", "--loop", loop]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=clean_environment())
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.count("|") == 4]

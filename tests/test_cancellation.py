@@ -24,9 +24,10 @@ from anyio_uring._requests import Batch, Memories, Opcode, Request
 from anyio_uring._ring import UringDriver
 from anyio_uring._waiters import current_loop
 
-from .helpers import WITHOUT_DEBUG, ScriptedDriver, asyncio_only, driver_or_fake, in_flight, scripted, until
+from .helpers import WITHOUT_DEBUG, ScriptedDriver, asyncio_only, driver_or_fake, every_loop, in_flight, scripted, until
 
 driver = driver_or_fake
+anyio_backend = every_loop
 
 pytestmark = pytest.mark.anyio  # asynchronous tests, on every event loop
 

@@ -21,9 +21,10 @@ from anyio_uring._ring import open_ring
 from anyio_uring._thread_calls import ThreadCalls
 from anyio_uring._waiters import current_loop
 
-from .helpers import ScriptedDriver, driver_or_fake, in_flight, scripted, until
+from .helpers import ScriptedDriver, driver_or_fake, every_loop, in_flight, scripted, until
 
 driver = driver_or_fake
+anyio_backend = every_loop
 
 pytestmark = pytest.mark.anyio
 ECANCELED = -errno.ECANCELED

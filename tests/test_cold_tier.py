@@ -14,9 +14,6 @@ import pytest
 from anyio_uring import AsyncIoManager, BatchError, ColdTierReader, ColdTierStatistics, open_uring
 
 from .faulty_disk import FaultyDisk
-from .helpers import asyncio_or_trio
-
-anyio_backend = asyncio_or_trio
 
 pytestmark = pytest.mark.anyio
 

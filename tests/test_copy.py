@@ -22,9 +22,7 @@ import pytest
 from anyio_uring import AsyncIoManager, _copy, _copy_steps, copy_file, open_uring
 from anyio_uring._copy_steps import STEP_BYTES
 
-from .helpers import asyncio_only, asyncio_or_trio
-
-anyio_backend = asyncio_or_trio
+from .helpers import asyncio_only
 
 MIB = 1 << 20
 ERRNOS = [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL]

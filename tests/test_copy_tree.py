@@ -18,9 +18,7 @@ import pytest
 from anyio_uring import AsyncIoManager, _copy_tree, copy_file, copy_tree
 from anyio_uring.__main__ import main
 
-from .helpers import asyncio_only, asyncio_or_trio
-
-anyio_backend = asyncio_or_trio
+from .helpers import asyncio_only
 
 
 def _contents(root: Path) -> dict[str, Any]:

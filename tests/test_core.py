@@ -16,9 +16,10 @@ import pytest
 
 from anyio_uring import AsyncIoManager, UringUnavailableError, current, open_uring
 
-from .helpers import driver_or_fake, in_flight, until
+from .helpers import driver_or_fake, every_loop, in_flight, until
 
 driver = driver_or_fake
+anyio_backend = every_loop
 
 pytestmark = pytest.mark.anyio
 

@@ -17,9 +17,7 @@ import pytest
 
 from anyio_uring import AsyncIoManager, UringFile, open_file, open_uring, wrap_file
 
-from .helpers import WITHOUT_DEBUG, asyncio_only, asyncio_or_trio, until
-
-anyio_backend = asyncio_or_trio
+from .helpers import WITHOUT_DEBUG, asyncio_only, until
 
 pytestmark = pytest.mark.anyio
 

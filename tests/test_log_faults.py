@@ -26,10 +26,8 @@ from anyio_uring import (
 from anyio_uring._log_file import LogFile
 from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE
 
-from .helpers import asyncio_or_trio, until
+from .helpers import until
 from .log_helpers import Appends, Commits, contents, fails_to_sync, fails_to_write, watch, writes
-
-anyio_backend = asyncio_or_trio
 
 pytestmark = pytest.mark.anyio
 _SIZE = FRAME_SIZE + 4

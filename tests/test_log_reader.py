@@ -15,10 +15,8 @@ from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, frame, new_header, 
 from anyio_uring._log_scanner import CHUNK_SIZE
 from anyio_uring._requests import Opcode
 
-from .helpers import asyncio_or_trio, until
+from .helpers import until
 from .log_helpers import contents, watch, writes
-
-anyio_backend = asyncio_or_trio
 
 pytestmark = pytest.mark.anyio
 

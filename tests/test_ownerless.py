@@ -15,7 +15,9 @@ from anyio_uring import AsyncIoManager, ChainError, open_uring
 from anyio_uring._core import manager_for
 from anyio_uring._ownerless import OwnerlessExecutor
 
-from .helpers import asyncio_only, until
+from .helpers import asyncio_only, every_loop, until
+
+anyio_backend = every_loop
 
 pytestmark = pytest.mark.anyio
 

@@ -19,11 +19,9 @@ from anyio_uring import AsyncIoManager, FileStatus, Instrument, OperationTrace, 
 from anyio_uring._requests import Opcode
 from anyio_uring._ring import UringDriver
 
-from .helpers import asyncio_or_trio, driver_or_fake
+from .helpers import driver_or_fake
 
 driver = driver_or_fake
-anyio_backend = asyncio_or_trio
-
 # linux/falloc.h; linux/fs.h: SYNC_FILE_RANGE_WAIT_BEFORE, WRITE and WAIT_AFTER.
 KEEP_SIZE, PUNCH_HOLE = 1, 2
 SYNC_AND_WAIT = 7

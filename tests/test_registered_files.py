@@ -30,8 +30,10 @@ from anyio_uring._requests import SQE_ASYNC, SQE_FIXED_FILE, SQE_LINK
 from anyio_uring._ring import UringDriver
 
 from . import denied
-from .helpers import asyncio_only, in_flight, until
+from .helpers import asyncio_only, every_loop, in_flight, until
 from .programs import run
+
+anyio_backend = every_loop
 
 pytestmark = pytest.mark.anyio
 

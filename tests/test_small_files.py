@@ -18,9 +18,7 @@ from anyio_uring import AsyncIoManager, BatchError, Instrument, OperationTrace, 
 from anyio_uring._requests import Opcode
 from anyio_uring._ring import UringDriver
 
-from .helpers import WITHOUT_DEBUG, asyncio_or_trio, in_flight
-
-anyio_backend = asyncio_or_trio
+from .helpers import WITHOUT_DEBUG, in_flight
 
 COUNT = 10_000
 # Longer than a chunk's first read, and than one read at all.

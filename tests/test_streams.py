@@ -19,9 +19,7 @@ from anyio.streams.text import TextReceiveStream
 
 from anyio_uring import AsyncIoManager, UringFileReadStream, UringFileWriteStream, _streams, open_uring
 
-from .helpers import asyncio_or_trio, in_flight, until
-
-anyio_backend = asyncio_or_trio
+from .helpers import in_flight, until
 
 MIB = 1 << 20
 

@@ -10,7 +10,9 @@ import pytest
 
 from anyio_uring._waiters import PlainSleeper, _is_native, current_loop, sleep
 
-from .helpers import asyncio_only, until
+from .helpers import asyncio_only, every_loop, until
+
+anyio_backend = every_loop
 
 pytestmark = pytest.mark.anyio
 
