@@ -80,7 +80,7 @@ def tests(session: nox.Session) -> None:
 def filesystems(session: nox.Session) -> None:
     """Run the tests on a FUSE filesystem that loses and fails, where its absence is a failure and no skip."""
     _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
-    session.run("pytest", "-m", "filesystem", *session.posargs, env={"ANYIO_URING_EXPECT_FUSE": "1"})
+    session.run("pytest", "-m", "filesystem", *session.posargs, env={"TESTS_EXPECT_FUSE": "1"})
 
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else False)

@@ -18,7 +18,7 @@ from .lossy_store import Loss
 
 ROOT: Final = Path(__file__).parent.parent
 # Set where the machine has to offer FUSE: what cannot be tested is then a failure.
-EXPECTED: Final = "ANYIO_URING_EXPECT_FUSE"
+EXPECTED: Final = "TESTS_EXPECT_FUSE"
 
 
 class FaultyDisk:

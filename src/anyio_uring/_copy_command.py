@@ -5,6 +5,7 @@ It knows terminals and where ``cp`` puts things; copying is :mod:`anyio_uring._c
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -40,7 +41,7 @@ def cp(source: str, target: str, *, recursive: bool, driver: DriverChoice) -> in
     except OSError as exc:
         print(f"anyio-uring: {exc}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter comes out of asyncio.run() on Python 3.10
         print("anyio-uring: interrupted", file=sys.stderr)
         return 130
     print(_printable(f"{source} -> {target}: {count} bytes"))
