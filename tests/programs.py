@@ -28,7 +28,9 @@ def run(code: str, *arguments: object) -> str:
     :param arguments: its ``sys.argv[1:]``
     :return: what it has printed
     """
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(code)
+    # A shell starts its background jobs with SIGINT ignored, and their children inherit that.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = start + f"sys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(code)
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", code, *map(str, arguments)],
         capture_output=True,
