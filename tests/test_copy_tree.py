@@ -245,6 +245,7 @@ def test_the_help_has_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> N
 
 INTERRUPTED = """
 import errno, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, as in a background job of a shell
 from anyio_uring import _copy_steps
 from anyio_uring.__main__ import main
 
