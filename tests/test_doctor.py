@@ -39,7 +39,8 @@ def run(prelude: str, *arguments: str, **variables: str) -> tuple[int, Any]:
         command, capture_output=True, text=True, check=False, timeout=30, env={**os.environ, **variables}
     )
     assert done.returncode in {0, 1, 2}, done.stderr
-    assert not done.stderr
+    # asyncio, in its debug mode, complains of a machine that is slow.
+    assert not [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
     report = json.loads(done.stdout)
     assert report["status"] == done.returncode
     return done.returncode, report
