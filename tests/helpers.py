@@ -221,3 +221,11 @@ async def scripted(depth: int = 8) -> AsyncIterator[tuple[ScriptedDriver, Comple
                     except anyio.BrokenResourceError:
                         driver.close()
                 closing.cancel_scope.cancel()
+
+
+def open_terminal() -> tuple[int, int]:
+    """Open a pseudo-terminal, master first; a system without any says so."""
+    try:
+        return os.openpty()
+    except OSError as exc:
+        pytest.skip(f"no pseudo-terminal is to be had here (/dev/pts): {exc}")

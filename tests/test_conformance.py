@@ -20,7 +20,7 @@ import pytest
 
 from anyio_uring import AsyncIoManager, BatchError, open_uring
 
-from .helpers import WITHOUT_DEBUG, driver_name, driver_or_fake, every_loop, in_flight, until
+from .helpers import WITHOUT_DEBUG, driver_name, driver_or_fake, every_loop, in_flight, open_terminal, until
 
 driver = driver_or_fake
 anyio_backend = every_loop
@@ -445,7 +445,7 @@ def streams(tmp_path: Path) -> Iterator[list[tuple[int, int]]]:
     """A FIFO and a terminal: for each, what to write to so that it can be read, and the descriptor itself."""
     os.mkfifo(tmp_path / "fifo")
     fifo = os.open(tmp_path / "fifo", os.O_RDWR)
-    master, terminal = os.openpty()
+    master, terminal = open_terminal()
     yield [(fifo, fifo), (master, terminal)]
     for number in (fifo, master, terminal):
         os.close(number)
@@ -472,7 +472,7 @@ async def test_a_full_terminal_or_fifo_blocks_neither_the_loop_nor_a_worker(
 @pytest.mark.not_of_a_fake("it has no workers that a cancel request could meet; Faults.lost_cancels is tested")
 async def test_a_cancelled_write_to_a_full_terminal_ends(io: AsyncIoManager) -> None:
     """However the cancel request meets the workers: Linux 6.18 loses one in some thousands."""
-    master, terminal = os.openpty()
+    master, terminal = open_terminal()
     for _ in range(100):
         async with anyio.create_task_group() as tasks:
             for _ in range(40):

@@ -18,7 +18,7 @@ import pytest
 from anyio_uring import AsyncIoManager, _copy_tree, copy_file, copy_tree
 from anyio_uring.__main__ import main
 
-from .helpers import asyncio_only
+from .helpers import asyncio_only, open_terminal
 
 
 def _contents(root: Path) -> dict[str, Any]:
@@ -280,9 +280,7 @@ def test_ctrl_c_leaves_no_part_of_a_copy(tmp_path: Path, existing: bytes | None)
 
 @pytest.mark.parametrize("recursive", [False, True], ids=["file", "tree"])
 def test_a_terminal_sees_a_bar(source: Path, target: Path, recursive: bool) -> None:
-    import pty
-
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     what = source if recursive else source / "a/b/c/deep"
     command: list[Any] = [sys.executable, "-m", "anyio_uring", "cp", "-r", what, target]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pty
 import re
 import resource
 import subprocess
@@ -23,6 +22,7 @@ from anyio_uring._doctor_command import _lines
 from anyio_uring._kernel import liburing_version, try_setup
 
 from . import denied
+from .helpers import open_terminal
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -290,7 +290,7 @@ def test_plain_text_in_a_pipe(
 
 
 def _on_a_terminal(arguments: Sequence[str], tmp_path: Path) -> str:
-    master, slave = pty.openpty()
+    master, slave = open_terminal()
     command = [sys.executable, *arguments, "doctor", str(tmp_path)]
     variables = {**os.environ, "TERM": "xterm-256color", "ANYIO_URING_DRIVER": "threads"}
     variables.pop("NO_COLOR", None)

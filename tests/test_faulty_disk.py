@@ -286,8 +286,8 @@ async def test_the_server_dies_with_reads_in_flight(driver: Any, tmp_path: Path,
 def test_without_fuse_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing"
     monkeypatch.delenv(module.EXPECTED, raising=False)
-    with pytest.raises(pytest.skip.Exception, match=r"no FUSE here: .*missing"), faulty_disk(missing):
+    with pytest.raises(pytest.skip.Exception, match="no FUSE here: "), faulty_disk(missing):
         pass
     monkeypatch.setenv(module.EXPECTED, "1")
-    with pytest.raises(pytest.fail.Exception, match=r"no FUSE here: .*missing"), faulty_disk(missing):
+    with pytest.raises(pytest.fail.Exception, match="no FUSE here: "), faulty_disk(missing):
         pass

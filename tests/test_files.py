@@ -17,7 +17,7 @@ import pytest
 
 from anyio_uring import AsyncIoManager, UringFile, open_file, open_uring, wrap_file
 
-from .helpers import WITHOUT_DEBUG, asyncio_only, until
+from .helpers import WITHOUT_DEBUG, asyncio_only, open_terminal, until
 
 pytestmark = pytest.mark.anyio
 
@@ -340,7 +340,7 @@ async def test_lines_are_written_at_once_if_asked(manager: AsyncIoManager | None
 
 
 async def test_a_terminal_is_line_buffered(manager: AsyncIoManager | None) -> None:
-    ends = os.openpty()
+    ends = open_terminal()
     try:
         async with await open_file(ends[1], "w", closefd=False) as file:
             assert file.line_buffering
