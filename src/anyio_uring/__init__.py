@@ -4,7 +4,7 @@ from . import _interpreter
 
 _interpreter.require_main_interpreter()  # the one thing done at import: what follows could crash in another one
 
-from ._append_log import AppendLog, FsyncMode, LogStatistics, open_append_log
+from ._append_log import AppendLog, FsyncMode, open_append_log
 from ._arguments import FileDescriptor
 from ._atomic_write import atomic_write
 from ._buffers import SupportsBuffer
@@ -28,6 +28,7 @@ from ._fixed_buffers import BufferPool, FixedBuffer
 from ._fixed_files import RegisteredFile
 from ._flags import RwFlags
 from ._instruments import Instrument, ManagerView, OperationTrace
+from ._log_commit import LogStatistics
 from ._log_file import LogRecovery
 from ._log_reader import LogReader, read_append_log
 from ._manager import AsyncIoManager

@@ -1,8 +1,8 @@
 """The append-only log: records of many tasks, gathered into commits.
 
 One task of the log's own writes, and one commit is under way at a time.  What is appended meanwhile gathers, and
-is the next one: one vectored write, and one sync linked to it.  It knows order, commits, cancellation and what is
-durable; how a record looks and what a file needs is below it.
+is the next one: one vectored write, and one sync linked to it.  It knows order, cancellation and what is durable;
+what a commit is made of, how a record looks and what a file needs is below it.
 
 The life of an append::
 
@@ -22,7 +22,7 @@ import os
 from collections import deque
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Final, Union
+from typing import Final, Union
 
 import anyio
 import attrs
@@ -31,15 +31,12 @@ from anyio.abc import TaskGroup
 from ._buffers import SupportsBuffer, readable
 from ._core import manager_for
 from ._errors import DurabilityLostError
+from ._log_commit import Commit, Counters, LogStatistics, Step
 from ._log_file import LogFile, LogOptions, LogRecovery, Written, create_log_file, open_log_file
-from ._log_format import FRAME_SIZE, RECORD_LENGTH_MAX, frame
+from ._log_format import RECORD_LENGTH_MAX
 from ._manager import AsyncIoManager
-from ._waiters import Cancellation, sleep
+from ._waiters import sleep
 
-# Beyond it a commit takes no further record: the first one need not wait for megabytes of others.
-_COMMIT_SIZE_MAX: Final = 1 << 20
-# A record so long is a buffer of its own in a commit's write; shorter ones are copied together.
-_COPIED_MAX: Final = 64 * 1024
 _SYNC_INTERVAL_S: Final = 1.0
 
 
@@ -52,110 +49,6 @@ class FsyncMode(enum.Enum):
     """When the kernel has it; a second later, by the event loop's clock, it is synced.  The last second can be lost."""
     NEVER = "never"
     """When the kernel has it, which writes it to disk when it pleases."""
-
-
-@attrs.frozen
-class LogStatistics:
-    """
-    A snapshot of a log's counters since it was opened.
-
-    :ivar appends: records written and acknowledged
-    :ivar bytes_written: bytes of them, with their frames
-    :ivar commits: writes that carried them, each of one record or many
-    :ivar records_per_commit: the average
-    :ivar records_per_commit_max: the most
-    :ivar syncs: ``fdatasync(2)`` that succeeded
-    :ivar short_writes: writes that went on with the rest
-    :ivar failed: appends that raised an error
-    :ivar cancelled: appends that were cancelled before they were in a commit
-    :ivar waiting: tasks that wait for the log now
-    """
-
-    appends: int
-    bytes_written: int
-    commits: int
-    records_per_commit: float
-    records_per_commit_max: int
-    syncs: int
-    short_writes: int
-    failed: int
-    cancelled: int
-    waiting: int
-
-
-@attrs.define(eq=False)
-class _Step:
-    """What one task waits for: its record, a sync, or the switch to another file."""
-
-    record: bytes | None = None
-    rotate_to: str | None = None
-    is_dropped: bool = False
-    is_under_way: bool = False
-    offset: int = -1
-    end: int = -1
-    error: BaseException | None = None
-    # What the waiters' module asks for.
-    waiter: Any = None
-    is_awake: bool = False
-    cancellation: Cancellation | None = None
-
-
-@attrs.define(eq=False)
-class _Counters:
-    appends: int = 0
-    bytes_written: int = 0
-    commits: int = 0
-    records_per_commit_max: int = 0
-    syncs: int = 0
-    short_writes: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    under_way: int = 0
-
-    def count(self, commit: _Commit) -> None:
-        """Count what became of a commit."""
-        self.under_way = 0
-        records = [step for step in commit.steps if step.record is not None]
-        written = (
-            len(records) if not any(step.error for step in commit.steps) else sum(not step.error for step in records)
-        )
-        self.failed += len(records) - written
-        if written:
-            self.appends += written
-            self.commits += 1
-            self.records_per_commit_max = max(self.records_per_commit_max, written)
-
-
-def _abort(step: _Step) -> bool:
-    """Say whether a cancelled wait is over: unless it is under way, it never happens."""
-    step.is_dropped = not step.is_under_way
-    return step.is_dropped
-
-
-@attrs.define(eq=False)
-class _Commit:
-    """Steps that become durable together."""
-
-    start: int  # offset
-    size: int = 0
-    must_sync: bool = False
-    has_long: bool = False
-    steps: list[_Step] = attrs.Factory(list)
-    pieces: list[bytes] = attrs.Factory(list)
-
-    def buffers(self) -> list[bytes]:
-        """Return what to write; a handful of buffers, where there may be thousands of pieces."""
-        if not self.has_long:
-            return [b"".join(self.pieces)] if self.pieces else []
-        buffers: list[bytes] = []
-        short: list[bytes] = []
-        for piece in self.pieces:
-            if len(piece) > _COPIED_MAX:
-                buffers += b"".join(short), piece
-                short = []
-            else:
-                short.append(piece)
-        return [*buffers, b"".join(short)]
 
 
 def open_append_log(
@@ -252,7 +145,7 @@ class AppendLog:
         loop.protect(AppendLog._write, AppendLog._tick, AppendLog._finish)  # type: ignore[arg-type]
         self._bell = loop.doorbell()
         # What tasks wait for, in the order in which they asked.
-        self._queue: deque[_Step] = deque()
+        self._queue: deque[Step] = deque()
         self._is_announced = False  # whether the bell is about to be rung
         self._is_writing = False  # whether a step is under way
         self._is_closing = False
@@ -263,7 +156,7 @@ class AppendLog:
         # Why nothing can be appended any more, and whether anybody knows.
         self._lost: OSError | None = None
         self._is_told = False
-        self._counters = _Counters()
+        self._counters = Counters()
 
     def __repr__(self) -> str:
         return f"<AppendLog {self.path!r} fsync={self._fsync.name} end={self._end} durable_end={self._durable_end}>"
@@ -295,20 +188,7 @@ class AppendLog:
 
     def statistics(self) -> LogStatistics:
         """Return a snapshot of the counters."""
-        counters = self._counters
-        commits = counters.commits
-        return LogStatistics(
-            appends=counters.appends,
-            bytes_written=counters.bytes_written,
-            commits=commits,
-            records_per_commit=counters.appends / commits if commits else 0.0,
-            records_per_commit_max=counters.records_per_commit_max,
-            syncs=counters.syncs,
-            short_writes=counters.short_writes,
-            failed=counters.failed,
-            cancelled=counters.cancelled,
-            waiting=counters.under_way + sum(not step.is_dropped for step in self._queue),
-        )
+        return self._counters.snapshot(sum(not step.is_dropped for step in self._queue))
 
     # --- what tasks ask for -----------------------------------------------------------------------
 
@@ -327,7 +207,7 @@ class AppendLog:
             record = bytes(readable(record, "record"))
         if len(record) > self._file.header.record_length_max:
             raise ValueError(f"a record of this log has at most {self.record_length_max} bytes, not {len(record)}")
-        step = _Step(record)
+        step = Step(record)
         await self._wait(step)
         return step.offset
 
@@ -340,7 +220,7 @@ class AppendLog:
 
         Cancelled while it waits for its turn, it does not happen.
         """
-        step = _Step()
+        step = Step()
         await self._wait(step)
         return step.end
 
@@ -359,16 +239,16 @@ class AppendLog:
 
         Cancelled while it waits for its turn, it does not happen.
         """
-        await self._wait(_Step(rotate_to=os.fspath(new_path)))
+        await self._wait(Step(rotate_to=os.fspath(new_path)))
 
-    async def _wait(self, step: _Step) -> None:
+    async def _wait(self, step: Step) -> None:
         self._file.io._task.check()
         if self._is_closing:
             raise anyio.ClosedResourceError("the open_append_log() block of this log has ended")
         self._queue.append(step)
         if not self._is_announced and not self._is_writing:
             self._announce()
-        cancellation = await sleep(self._loop, step, _abort)
+        cancellation = await sleep(self._loop, step, Step.abort)
         if cancellation is not None:
             cancellation.keep()
         if step.error is not None:
@@ -409,7 +289,7 @@ class AppendLog:
             while self._queue:
                 await self._proceed()
             if self._fsync is not FsyncMode.NEVER and self._durable_end < self._end and self._lost is None:
-                await self._commit(_Commit(self._end, must_sync=True))
+                await self._commit(Commit(self._end, must_sync=True))
             if self._lost is None:
                 end = self._file.position(self._end)
                 if end < self._file.allocated:
@@ -431,7 +311,7 @@ class AppendLog:
         finally:
             self._is_writing = False
 
-    def _is_left(self, step: _Step) -> bool:
+    def _is_left(self, step: Step) -> bool:
         """Whether nobody waits for a step any more; otherwise it is under way from now on."""
         step.is_dropped = step.is_dropped or self._loop.has_left(step)
         step.is_under_way = not step.is_dropped
@@ -441,31 +321,19 @@ class AppendLog:
 
     # --- commits ----------------------------------------------------------------------------------
 
-    def _next_commit(self) -> _Commit:
+    def _next_commit(self) -> Commit:
         """Take from the queue what goes together, and give offsets to the records."""
-        commit = _Commit(self._end, must_sync=self._is_sync_due)
+        commit = Commit(self._end, must_sync=self._is_sync_due)
         queue, header, durable_end = self._queue, self._file.header, self._durable_end
-        offset = self._end
-        while queue and queue[0].rotate_to is None and offset - commit.start <= _COMMIT_SIZE_MAX:
+        while queue and queue[0].rotate_to is None and not commit.is_full:
             step = queue.popleft()
-            if self._is_left(step):
-                continue
-            commit.steps.append(step)
-            record = step.record
-            if record is None:
-                commit.must_sync = True
-            else:
-                commit.pieces += frame(header, offset, offset - durable_end, record), record
-                commit.has_long = commit.has_long or len(record) > _COPIED_MAX
-                step.offset = offset
-                offset += FRAME_SIZE + len(record)
-            step.end = offset
-        commit.size = offset - commit.start
-        if self._fsync is FsyncMode.ALWAYS and commit.size:
+            if not self._is_left(step):
+                commit.add(step, header, durable_end)
+        if self._fsync is FsyncMode.ALWAYS and commit.records:
             commit.must_sync = True
         return commit
 
-    async def _commit(self, commit: _Commit) -> None:
+    async def _commit(self, commit: Commit) -> None:
         """Write and sync; then wake everyone who waited for that, each with an offset or an error."""
         self._counters.under_way = len(commit.steps)
         try:
@@ -482,18 +350,18 @@ class AppendLog:
             for step in commit.steps:
                 self._loop.wake(step)
 
-    async def _make_durable(self, commit: _Commit) -> None:
+    async def _make_durable(self, commit: Commit) -> None:
         if self._lost is not None:
             self._fail(commit.steps, None)
             return
         file = self._file
         start = file.position(commit.start)
-        if commit.size:
+        if commit.records:
             await file.allocate(start + commit.size)
-        must_sync = commit.must_sync and (commit.size > 0 or self._durable_end < self._end)
+        must_sync = commit.must_sync and (commit.records > 0 or self._durable_end < self._end)
         written = await file.write(commit.buffers(), start, sync=must_sync)
         self._counters.short_writes += written.short_writes
-        end = commit.start + commit.size
+        end = commit.end
         if written.write_error is not None:
             end = await self._cut_back(commit, written)
             must_sync = must_sync and end > self._durable_end
@@ -513,7 +381,7 @@ class AppendLog:
         if end > self._durable_end and self._fsync is FsyncMode.EVERY_SECOND and not self._dirty.is_set():
             self._dirty.set()
 
-    async def _cut_back(self, commit: _Commit, written: Written) -> int:
+    async def _cut_back(self, commit: Commit, written: Written) -> int:
         """Cut off what is not a whole record, let the appends fail that are not in the file; return the new end."""
         reached = commit.start + written.length
         end = max((step.end for step in commit.steps if step.end <= reached), default=commit.start)
@@ -523,12 +391,12 @@ class AppendLog:
 
     # --- another file -----------------------------------------------------------------------------
 
-    async def _rotate(self, step: _Step) -> None:
+    async def _rotate(self, step: Step) -> None:
         if self._is_left(step):
             return
         self._counters.under_way = 1
         try:
-            await self._commit(_Commit(self._end, must_sync=True))
+            await self._commit(Commit(self._end, must_sync=True))
             if self._lost is not None:
                 self._fail([step], None)
                 return
@@ -547,13 +415,13 @@ class AppendLog:
 
     # --- errors -----------------------------------------------------------------------------------
 
-    def _lose(self, cause: OSError, steps: list[_Step]) -> None:
+    def _lose(self, cause: OSError, steps: list[Step]) -> None:
         """Take nothing more, for nobody knows what is on disk."""
         self._lost = cause
         self._is_sync_due = False
         self._fail(steps, None)
 
-    def _fail(self, steps: list[_Step], error: OSError | None) -> None:
+    def _fail(self, steps: list[Step], error: OSError | None) -> None:
         """Let steps raise an error, each its own; ``None``: that durability is lost."""
         for step in steps:
             if error is None:
