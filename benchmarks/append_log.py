@@ -90,6 +90,8 @@ def redis(path: Path, tasks: int, count: int) -> float:
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             while not Path(socket).exists():
+                if server.poll() is not None:
+                    raise SystemExit(f"redis-server ended with status {server.returncode}")
                 time.sleep(0.01)
             command = ["redis-benchmark", "-s", socket, "-t", "set", "-d", "128", "-P", "1", "--csv"]
             done = subprocess.run(
@@ -157,7 +159,8 @@ def main() -> None:
         participants = {
             n: p for n, p in participants.items() if n == "plain loop" or any(o in n for o in arguments.only)
         }
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+    # Absolute, for redis-server goes to a directory of its own.
+    with tempfile.TemporaryDirectory(dir=arguments.directory.resolve()) as directory:
         path = Path(directory) / "log"
         print(
             f"Python {sys.version.split()[0]}; durable appends of {len(RECORD)} bytes a second, and of the plain loop"

@@ -27,6 +27,7 @@ from .data import BLOCK, block
 CHUNK = 64 << 10
 CACHES = Path("/proc/sys/vm/drop_caches")
 Job = Callable[[], object]
+WHAT = ("chunks", "lines", "small", "copy")
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the big file")
     parser.add_argument("--text", type=int, default=100, metavar="MB", help="of the file that is read line by line")
     parser.add_argument("--files", type=int, default=10_000, help="small ones")
+    parser.add_argument("--only", nargs="+", choices=WHAT, default=WHAT, help="leave the others out")
     parser.add_argument("--loop", choices=("asyncio", "trio"), default="asyncio")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
@@ -70,30 +72,30 @@ def _measure(directory: Path, options: argparse.Namespace) -> None:
         name: partial(run, _in, driver, partial(_read_chunks, opener, big, options.size << 20))
         for name, (driver, opener) in openers.items()
     }
-    _table(f"{options.size} MiB in reads of 64 KiB", chunks, rounds)
+    if "chunks" in options.only:
+        _table(f"{options.size} MiB in reads of 64 KiB", chunks, rounds, partial(_warm, big))
     lines = {
         name: partial(run, _in, driver, partial(_count_lines, opener, text, options.text * 10_000))
         for name, (driver, opener) in openers.items()
     }
-    _table(f"{options.text} MB, line by line", lines, rounds)
+    if "lines" in options.only:
+        _table(f"{options.text} MB, line by line", lines, rounds, partial(_warm, text))
     small: dict[str, Job] = {"plain loop": partial(_plain_loop, paths)}
     small |= {driver: partial(run, _in, driver, partial(_read_small, paths)) for driver in ("uring", "threads")}
-    _table(f"{options.files:,} files of 4 KiB, from the page cache", small, rounds)
-    if os.access(CACHES, os.W_OK):
-        _table(
-            f"{options.files:,} files of 4 KiB, cold",
-            small,
-            rounds,
-            before=lambda: CACHES.write_text("3", encoding="ascii"),
-        )
-    else:
-        print("\ncold files are left out: dropping the kernel's caches is root's")
+    if "small" in options.only:
+        title = f"{options.files:,} files of 4 KiB"
+        _table(f"{title}, from the page cache", small, rounds, partial(_warm, *paths))
+        if os.access(CACHES, os.W_OK):
+            _table(f"{title}, cold", small, rounds, partial(CACHES.write_text, "3", encoding="ascii"))
+        else:
+            print("\ncold files are left out: dropping the kernel's caches is root's")
     copy: dict[str, Job] = {"shutil.copyfile": partial(shutil.copyfile, big, directory / "copy")}
     copy |= {
         f"copy_file, {driver}": partial(run, _in, driver, partial(copy_file, big, directory / "copy"))
         for driver in ("uring", "threads")
     }
-    _table(f"copying {options.size} MiB", copy, rounds, before=partial((directory / "copy").unlink, missing_ok=True))
+    if "copy" in options.only:
+        _table(f"copying {options.size} MiB", copy, rounds, partial(_remove_copy, big, directory / "copy"))
 
 
 async def _in(driver: Any, job: Callable[[], Awaitable[object]]) -> None:
@@ -120,6 +122,11 @@ async def _count_lines(opener: Any, path: Path, count: int) -> None:
     assert found == count
 
 
+def _remove_copy(big: Path, copy: Path) -> None:
+    copy.unlink(missing_ok=True)
+    _warm(big)
+
+
 def _plain_loop(paths: list[Path]) -> None:
     contents = []
     for path in paths:
@@ -139,11 +146,24 @@ def _check(contents: list[bytes], count: int) -> None:
     assert sum(map(len, contents)) == count * BLOCK
 
 
-def _table(title: str, jobs: Mapping[str, Job], rounds: int, before: Job = lambda: None) -> None:
-    """Run each job once a round, and print how long it took; the first one is what the others are held against."""
+def _warm(*paths: Path) -> None:
+    """Have files in the page cache; otherwise whoever comes first would put them there for the others."""
+    for path in paths:
+        with path.open("rb") as file:
+            while file.read(1 << 20):
+                pass
+
+
+def _table(title: str, jobs: Mapping[str, Job], rounds: int, before: Job) -> None:
+    """
+    Run each job once a round, in turns, and print how long it took; the first is what the others are held against.
+
+    :param before: done before each job
+    """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
+    for number in range(rounds):
+        turn = number * len(jobs) // rounds
+        for name, job in [*jobs.items()][turn:] + [*jobs.items()][:turn]:
             before()
             begin = time.perf_counter()
             job()
