@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Union
 
 import attrs
@@ -163,6 +164,15 @@ def check_variables(fields: Iterable[attrs.Attribute[Any]], environ: Mapping[str
 def variable(option: str) -> str:
     """Return the environment variable of an option."""
     return PREFIX + option.upper()
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Say in an error about options that do not go together where they were written down."""
+    try:
+        yield
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"{place}: {exc}") from exc
 
 
 def _how(field: attrs.Attribute[Any]) -> _Written:

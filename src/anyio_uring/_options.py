@@ -17,6 +17,7 @@ from ._config import (
     as_bool,
     as_int,
     check_variables,
+    naming,
     parse_size,
     read_environment,
     read_toml,
@@ -212,7 +213,9 @@ class UringOptions:
         :raises ValueError: if it is no TOML, has no such table, or has an unknown key or a bad value;
             the message names the file, the key and what is allowed
         """
-        return cls(**read_toml(cls, path, table))
+        values = read_toml(cls, path, table)
+        with naming(f"{os.fspath(path)}: [{table}]"):
+            return cls(**values)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, *, defaults: UringOptions | None = None) -> UringOptions:
@@ -227,7 +230,9 @@ class UringOptions:
         """
         fields = attrs.fields(cls)
         check_variables(fields, environ)
-        return attrs.evolve(defaults or cls(), **read_environment(fields, environ))
+        values = read_environment(fields, environ)
+        with naming(f"the environment variables {', '.join(map(variable, values))}"):
+            return attrs.evolve(defaults or cls(), **values)
 
     def _with_driver_variable(self, environ: Mapping[str, str] = os.environ) -> UringOptions:
         """Return these options with ``ANYIO_URING_DRIVER`` in place of ``driver="auto"``."""
