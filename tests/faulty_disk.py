@@ -80,9 +80,14 @@ class FaultyDisk:
         """
         self._tell("fail", operation=operation, code=code, nth=nth, times=times, at=at)
 
-    def limit(self, *, space: int | None = None, write_max: int | None = None) -> None:
-        """Leave room for that many more bytes, then ENOSPC; take at most so many bytes of each write."""
-        self._tell("limit", space=space, write_max=write_max)
+    def limit(self, *, space: int | None = None, write_max: int | None = None, read_max: int | None = None) -> None:
+        """
+        Leave room for that many more bytes, then ENOSPC; take at most so many bytes of each write.
+
+        :param read_max: give at most so many bytes of each read; with O_DIRECT alone, for the kernel takes a short
+            one into its cache for the end of the file
+        """
+        self._tell("limit", space=space, write_max=write_max, read_max=read_max)
 
     def hold(self, operation: str) -> None:
         """Let no operation of this kind come back until :meth:`release`."""

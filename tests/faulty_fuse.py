@@ -73,6 +73,7 @@ class Faults:
     crash_at: tuple[int, Loss, int] | None = None
     space: int | None = None
     write_max: int | None = None
+    read_max: int | None = None
     held: set[str] = attrs.field(factory=set)
     waiting: list[str] = attrs.field(factory=list)
 
@@ -257,6 +258,7 @@ class FaultyFilesystem(mfusepy.Operations):
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         with self._faults.operation("read", range(offset, offset + size)):
+            size = size if self._faults.read_max is None else min(size, self._faults.read_max)
             return bytes(self._node(path, fh).content[offset : offset + size])
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
@@ -324,7 +326,7 @@ class Control:
         faults.seen.clear()
         faults.faults.clear()
         faults.held.clear()
-        faults.crash_at = faults.space = faults.write_max = None
+        faults.crash_at = faults.space = faults.write_max = faults.read_max = None
         faults.lock.notify_all()
 
     def crash(self, loss: Loss, seed: int) -> None:
@@ -343,10 +345,11 @@ class Control:
     def fail(self, operation: str, code: int, nth: int, times: int, at: int | None) -> None:
         self._faults.faults.append(Fault(operation, code, nth - 1, times, at))
 
-    def limit(self, space: int | None, write_max: int | None) -> None:
-        """Leave room for ``space`` more bytes; take at most ``write_max`` of each write."""
+    def limit(self, space: int | None, write_max: int | None, read_max: int | None) -> None:
+        """Leave room for ``space`` more bytes; take at most ``write_max`` of each write, give ``read_max`` of a read."""
         self._faults.space = None if space is None else self._faults.store.used + space
         self._faults.write_max = write_max
+        self._faults.read_max = read_max
 
     def hold(self, operation: str) -> None:
         self._faults.held.add(operation)
