@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import resource
+import socket
 import struct
 import threading
 from pathlib import Path
@@ -23,6 +24,7 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 # linux/bpf_common.h and linux/seccomp.h
 LOAD_WORD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+UNKNOWN = -1  # __NR_SCMP_ERROR of seccomp.h
 
 # linux/sched.h and linux/mount.h
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -56,6 +58,24 @@ def is_denied(name: str, code: int) -> bool:
     """Whether a bare call, with arguments that can do nothing, gives this errno."""
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.syscall(NUMBERS[name], -1, 0, 0, 0, 0, 0) == -1 and ctypes.get_errno() == code)
+
+
+def allow_only(names: list[str]) -> None:
+    """Let every system call but these fail with EPERM, in this thread and those it starts, for good."""
+    seccomp = ctypes.CDLL("libseccomp.so.2")
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(seccomp.seccomp_init(ERRNO | errno.EPERM))
+    for name in names:
+        number = seccomp.seccomp_syscall_resolve_name(name.encode())
+        assert number != UNKNOWN, f"there is no system call {name}"
+        # Below 0: one that this architecture does not have.
+        if number >= 0 and seccomp.seccomp_rule_add(context, ctypes.c_uint32(ALLOW), number, 0):
+            raise AssertionError(f"no rule for {name}")
+    if seccomp.seccomp_load(context):
+        raise AssertionError("the filter could not be loaded")
+    with contextlib.suppress(PermissionError):
+        socket.socket().close()
+        raise AssertionError("a socket, which was not allowed")
 
 
 def drop_privileges() -> None:
