@@ -33,6 +33,8 @@ class Collector:
         if data is None:
             return {}
         (resource,) = data.resource_metrics
+        if not resource.scope_metrics:  # as of opentelemetry 1.20
+            return {}
         (scope,) = resource.scope_metrics
         assert scope.scope.name == "anyio_uring"
         return {metric.name.removeprefix("anyio_uring."): metric for metric in scope.metrics}
