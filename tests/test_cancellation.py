@@ -63,12 +63,19 @@ async def test_a_cancel_scope_cancels_a_blocked_read(io: AsyncIoManager, pipe: t
 
 
 async def test_a_deadline_cancels_a_blocked_read(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
-    with anyio.move_on_after(0.01) as scope:
-        await io.read(pipe[0], 10, -1)
-    assert scope.cancelled_caught
-    with pytest.raises(TimeoutError):
-        with anyio.fail_after(0.01):
-            await io.read_batch([(pipe[0], 1, -1), (pipe[0], 1, -1)])
+    async def expire(scope: anyio.CancelScope, operations: int) -> None:
+        await in_flight(io, operations)
+        scope.deadline = anyio.current_time()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.move_on_after(3600) as scope:
+            tasks.start_soon(expire, scope, 1)
+            await io.read(pipe[0], 10, -1)
+        assert scope.cancelled_caught
+        with pytest.raises(TimeoutError):
+            with anyio.fail_after(3600) as scope:
+                tasks.start_soon(expire, scope, 2)
+                await io.read_batch([(pipe[0], 1, -1), (pipe[0], 1, -1)])
     assert io.statistics().in_flight == 0
     assert io.statistics().cancellations == 3
 
