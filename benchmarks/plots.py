@@ -22,14 +22,20 @@ FAMILIES = {
     "cold": ("cold-32", "cold-256"),
     "others": ("sequential-4k", "sequential-1m", "files", "write-sync", "stall", "stall-into"),
 }
+# For the README, which has room for few: what programs have now, and the fastest of the others.
+OVERVIEW = ("random-32", "cold-32")
+SHOWN = (
+    *("os.pread", "ring (asyncio)", "ring (trio)", "threads (asyncio)", "anyio.open_file", "trio.open_file"),
+    *("aiofiles", "aiofile", "asyncio.to_thread", "caio (io_uring)", "turbofile"),
+)
 COLOURS = {"ours": "#c2410c", "reference": "#6b7280", "peer": "#2563eb", "ceiling": "#111827"}
 _ROW = 0.2
 
 
-def draw(family: str, results: Results, path: Path) -> None:
-    """Draw the cases of a family beside one another: a bar for each participant, the rounds' spread as a line."""
+def draw(names: tuple[str, ...], results: Results, path: Path) -> None:
+    """Draw cases beside one another: a bar for each participant, the rounds' spread as a line."""
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    cases = [case for case in CASES if case.name in FAMILIES[family] and results["cases"].get(case.name)]
+    cases = [case for case in CASES if case.name in names and results["cases"].get(case.name)]
     if not cases:
         return
     rows = max(len(results["cases"][case.name]) for case in cases)
@@ -69,8 +75,11 @@ def main() -> None:
     # The same results give the same file, and letters stay letters.
     matplotlib.rcParams.update({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.family": "sans-serif"})
     results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    for family in FAMILIES:
-        draw(family, results, Path(sys.argv[2]) / f"{family}.svg")
+    directory = Path(sys.argv[2])
+    for family, names in FAMILIES.items():
+        draw(names, results, directory / f"{family}.svg")
+    few = {name: {who: v for who, v in results["cases"].get(name, {}).items() if who in SHOWN} for name in OVERVIEW}
+    draw(OVERVIEW, {**results, "cases": few}, directory / "overview.svg")
 
 
 if __name__ == "__main__":

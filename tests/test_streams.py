@@ -79,10 +79,19 @@ async def test_it_does_what_anyios_stream_does(io: AsyncIoManager, path: Path, s
     chance = random.Random(seed)
     size = path.stat().st_size
     async with await UringFileReadStream.from_path(path) as ours, await FileReadStream.from_path(path) as theirs:
+        # Older ones of anyio take a number that is no size.
+        sizes = [
+            1,
+            100,
+            4096,
+            size,
+            *([0, -1] if await _outcome(theirs, "receive", (0,)) == (ValueError, None) else []),
+        ]
+        await theirs.seek(0)
         for _ in range(60):
             verb, arguments = chance.choice(
                 [
-                    ("receive", (chance.choice([1, 100, 4096, size, 0, -1]),)),
+                    ("receive", (chance.choice(sizes),)),
                     ("receive", ()),
                     ("tell", ()),
                     ("seek", (chance.choice([0, 1, 5000, size - 3, size + 10, -1]),)),
