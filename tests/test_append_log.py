@@ -618,3 +618,20 @@ async def test_repr_and_recovery(io: AsyncIoManager, tmp_path: Path) -> None:
         reader = read_append_log(tmp_path / "log", io=io)
         assert [pair async for pair in reader] == []
         assert reader.end == log.end
+
+
+async def test_a_new_file_has_the_permissions_asked_for_less_the_umask(io: AsyncIoManager, tmp_path: Path) -> None:
+    umask = os.umask(0o002)
+    try:
+        async with open_append_log(tmp_path / "log", io=io):
+            pass
+        async with open_append_log(tmp_path / "asked", io=io, mode=0o642):
+            pass
+        async with open_append_log(tmp_path / "rotated", io=io, mode=0o642) as log:
+            await log.rotate(tmp_path / "next")
+        async with open_append_log(tmp_path / "log", io=io, mode=0o600):
+            pass
+    finally:
+        os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"log": 0o664, "asked": 0o640, "rotated": 0o640, "next": 0o640}

@@ -278,6 +278,7 @@ async def test_a_failed_sync_ends_the_log_and_nothing_is_tried_again(
             assert isinstance(error, DurabilityLostError)
             assert (error.errno, error.filename, error.durable_end) == (number, str(path), durable)
             assert isinstance(error.__cause__, OSError)
+            assert error.__cause__.__cause__ is None
             assert re.search(f"behind offset {durable} .*check the disk, open the log again, and append", str(error))
         asked = len(commits.asked)
         for call in (log.append(b"x"), log.sync(), log.rotate(tmp_path / "next")):
@@ -287,6 +288,24 @@ async def test_a_failed_sync_ends_the_log_and_nothing_is_tried_again(
         assert log.durable_end == log.end == durable
     assert len(commits.asked) == 2, "not by closing, either"
     assert not (tmp_path / "next").exists()
+
+
+async def test_a_commit_that_ends_without_a_result_is_lost(io: AsyncIoManager, tmp_path: Path) -> None:
+    """What is wrong then is a defect: nobody knows what of the commit happened, and the error says what ended it."""
+
+    async def breaks(_asked: object, _carry_out: object) -> list[int]:
+        raise ArithmeticError("a defect")
+
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        watch(io).faults.append(breaks)
+        with pytest.raises(DurabilityLostError, match="ArithmeticError: a defect") as caught:
+            await log.append(b"1")
+        cause = caught.value.__cause__
+        assert isinstance(cause, OSError)
+        assert (cause.errno, cause.filename) == (errno.EIO, str(tmp_path / "log"))
+        assert isinstance(cause.__cause__, ArithmeticError)
+        with pytest.raises(DurabilityLostError):
+            await log.append(b"2")
 
 
 async def test_what_fails_in_the_background_is_told_to_the_next(

@@ -340,8 +340,10 @@ class AppendLog:
             await self._make_durable(commit)
         except BaseException as exc:
             # Nobody knows what of it happened.
-            cause = exc if isinstance(exc, OSError) else OSError(errno.EIO, f"{type(exc).__name__}: {exc}", self.path)
-            cause.__cause__ = None if cause is exc else exc
+            cause = exc
+            if not isinstance(cause, OSError):
+                cause = OSError(errno.EIO, f"{type(exc).__name__}: {exc}", self.path)
+                cause.__cause__ = exc
             self._lose(cause, commit.steps)
             if not isinstance(exc, Exception):
                 raise

@@ -251,12 +251,10 @@ class CompletionTask:
 
         :raises BrokenResourceError: if the ring-owning task has crashed
         """
-        if self._crash is not None:
-            self._is_closing = True
-            self.is_usable = False
-            raise self._broken()
         self._is_closing = True
         self.is_usable = False
+        if self._crash is not None:
+            raise self._broken()
         for operation in [*self._queue, *(operation for operation in self._slots if operation is not None)]:
             self._cancel(operation)
         self._doorbell.ring()
