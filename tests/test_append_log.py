@@ -620,6 +620,16 @@ async def test_repr_and_recovery(io: AsyncIoManager, tmp_path: Path) -> None:
         assert reader.end == log.end
 
 
+async def test_records_of_up_to_16_mib_unless_something_else_is_asked_for(io: AsyncIoManager, tmp_path: Path) -> None:
+    longest = bytes(16 << 20)
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        assert log.record_length_max == len(longest)
+        with pytest.raises(ValueError, match="at most 16777216 bytes, not 16777217"):
+            await log.append(longest + b"1")
+        await log.append(longest)
+    assert [len(record) for _, record in await contents(tmp_path / "log")] == [len(longest)]
+
+
 async def test_a_new_file_has_the_permissions_asked_for_less_the_umask(io: AsyncIoManager, tmp_path: Path) -> None:
     umask = os.umask(0o002)
     try:
