@@ -193,11 +193,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
+    parser.add_argument("--driver", choices=["uring", "threads"], help="this one alone")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     chance = random.Random(options.seed)
     report = Report()
-    kinds = [(driver, backend) for driver in ("uring", "threads") for backend in ("asyncio", "trio")]
+    drivers = [options.driver] if options.driver else ["uring", "threads"]
+    kinds = list(itertools.product(drivers, ("asyncio", "trio")))
     end = time.monotonic() + 60 * options.minutes
     seconds = min(SLICE_SECONDS, 60 * options.minutes / len(kinds))
     before: tuple[int, int] | None = None
