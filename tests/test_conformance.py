@@ -78,6 +78,31 @@ async def test_offset_minus_one_is_the_file_position(io: AsyncIoManager, fd: int
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("bits", [31, 32, 40])
+async def test_offsets_beyond_2_and_4_gib(io: AsyncIoManager, tmp_path: Path, bits: int) -> None:
+    """No verb cuts an offset to 32 bits: what lies across the border is there, and nothing at the beginning."""
+    border = 1 << bits
+    with (tmp_path / "sparse").open("w+b") as file:
+        file.truncate(border + 100)
+        await io.write_all(file, b"written", border - 3)
+        assert await io.writev(file, [b"vec", b"tored"], border + 10) == 8
+        assert await io.write_batch([(file, b"batch", border + 20), (file, b"2", border + 25)]) == [5, 1]
+        buffers = [bytearray(7), bytearray(2), bytearray(6)]
+        assert await io.readinto(file, buffers[0], border - 3) == 7
+        assert await io.readv(file, buffers[1:], border + 10) == 8
+        assert buffers == [b"written", b"ve", b"ctored"]
+        assert await io.read(file, 4, border) == b"tten"
+        assert await io.read_exactly(file, 7, border - 3) == b"written"
+        assert await io.read_batch([(file, 6, border + 20), (file, 200, border + 90)]) == [b"batch2", bytes(10)]
+        assert await io.read(file, 4, border + 100) == b"", "short, and then the end"
+        os.lseek(file.fileno(), border + 10, os.SEEK_SET)
+        assert await io.read(file, 3, -1) == b"vec"
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == border + 13
+        assert await io.read(file, 4096, 0) == bytes(4096)
+        assert os.fstat(file.fileno()).st_size == border + 100
+
+
+@pytest.mark.anyio
 async def test_write_and_read_back(io: AsyncIoManager, fd: int) -> None:
     assert await io.write(fd, b"hello", 10) == 5
     await io.write_all(fd, b"world", 15)

@@ -171,6 +171,21 @@ async def test_a_status_is_that_of_os(io: AsyncIoManager, everything: list[str |
 
 
 @pytest.mark.anyio
+async def test_statuses_leave_no_descriptor(io: AsyncIoManager, place: Path) -> None:
+    """Neither those that are found, nor those that fail, one by one or in batches."""
+    names = [place / name for name in ("file", "directory", "link", "dangling", "loop", "nothing")]
+    await io.stat_batch(names, return_exceptions=True)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(50):
+        found = await io.stat_batch(names, return_exceptions=True)
+        assert [isinstance(status, FileStatus) for status in found] == [True] * 3 + [False] * 3
+        for name in names[:3]:
+            await io.stat(name)
+        with pytest.raises(FileNotFoundError):
+            await io.stat(names[5])
+    assert os.listdir("/proc/self/fd") == before
+
+
 async def test_a_status_of_a_link(io: AsyncIoManager, place: Path) -> None:
     assert tuple(await io.stat(place / "link", follow_symlinks=False)) == tuple((place / "link").lstat())
     assert (await io.stat(os.fsencode(place / "dangling"), follow_symlinks=False)).st_size == len("nowhere")

@@ -619,6 +619,32 @@ async def test_more_files_than_slots(driver: Any, file: int) -> None:
     assert _open_descriptors() == before
 
 
+async def test_updates_out_of_order(io: AsyncIoManager, tmp_path: Path) -> None:
+    """Each changes the slot it means, in whatever order they come, and also while others are read."""
+    contents = [b"%4d" % number for number in range(16)]
+    for content in contents:
+        (tmp_path / content.decode().strip()).write_bytes(content)
+    fds = [os.open(tmp_path / content.decode().strip(), os.O_RDONLY) for content in contents]
+    try:
+        async with io.register_files(fds[:8]) as files:
+            expected = contents[:8]
+            for slot, fd in [(7, 8), (0, 15), (3, 9), (7, 10), (1, 0), (2, 0), (6, 12), (0, 11)]:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(files[slot].update, fds[fd])
+                    others = [(file, 4, 0) for file in files if file is not files[slot]]
+                    rest = [content for i, content in enumerate(expected) if i != slot]
+                    assert await io.read_batch(others) == rest
+                expected[slot] = contents[fd]
+                assert await io.read_batch([(file, 4, 0) for file in files]) == expected
+            for slot in (5, 0, 7):
+                await files[slot].aclose()
+            kept = [slot for slot in range(8) if slot not in {5, 0, 7}]
+            assert await io.read_batch([(files[slot], 4, 0) for slot in kept]) == [expected[slot] for slot in kept]
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 async def test_a_bad_descriptor_registers_nothing(io: AsyncIoManager, file: int) -> None:
     before = _open_descriptors()
     with pytest.raises(OSError, match="Bad file descriptor"):
