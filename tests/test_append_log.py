@@ -327,6 +327,9 @@ async def test_bad_arguments(io: AsyncIoManager, tmp_path: Path) -> None:
         open_append_log(path, fsync="always")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="preallocate"):
         open_append_log(path, preallocate=-1)
+    async with open_append_log(path, io=io, record_length_max=1) as log:
+        await log.append(b"1")
+    path.unlink()
     for length in (0, (1 << 30) + 1):
         with pytest.raises(ValueError, match="record_length_max"):
             open_append_log(path, record_length_max=length)
@@ -580,6 +583,21 @@ async def test_cancelled_syncs_and_rotations_do_not_happen(io: AsyncIoManager, t
         await log.append(b"2")
         assert commits.asked == [("WRITE",)] * 2
     assert not (tmp_path / "next").exists()
+
+
+async def test_a_rotation_under_way_is_counted_as_waiting(io: AsyncIoManager, tmp_path: Path) -> None:
+    async with open_append_log(tmp_path / "log", io=io, fsync=FsyncMode.NEVER) as log:
+        await log.append(b"1")
+        commits = watch(io)
+        gate = commits.hold()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.rotate, tmp_path / "next")
+            await until(lambda: commits.held == 1)
+            assert log.statistics().waiting == 1
+            tasks.start_soon(log.append, b"2")
+            await until(lambda: log.statistics().waiting == 2)
+            gate.set()
+        assert log.statistics().waiting == 0
 
 
 async def test_nobody_is_harmed_by_random_cancellations(io: AsyncIoManager, tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ class AppendLog:
 
     async def _commit(self, commit: Commit) -> None:
         """Write and sync; then wake everyone who waited for that, each with an offset or an error."""
-        self._counters.under_way = len(commit.steps)
+        self._counters.under_way += len(commit.steps)
         try:
             await self._make_durable(commit)
         except BaseException as exc:
@@ -396,7 +396,7 @@ class AppendLog:
     async def _rotate(self, step: Step) -> None:
         if self._is_left(step):
             return
-        self._counters.under_way = 1
+        self._counters.under_way += 1
         try:
             await self._commit(Commit(self._end, must_sync=True))
             if self._lost is not None:
@@ -412,7 +412,7 @@ class AppendLog:
             if not isinstance(exc, Exception):
                 raise
         finally:
-            self._counters.under_way = 0
+            self._counters.under_way -= 1
             self._loop.wake(step)
 
     # --- errors -----------------------------------------------------------------------------------

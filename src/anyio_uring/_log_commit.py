@@ -143,7 +143,7 @@ class Counters:
 
     def count(self, commit: Commit) -> None:
         """Count what became of a commit."""
-        self.under_way = 0
+        self.under_way -= len(commit.steps)
         failed = sum(step.error is not None and step.record is not None for step in commit.steps)
         written = commit.records - failed
         self.failed += failed
