@@ -600,6 +600,17 @@ async def test_a_rotation_under_way_is_counted_as_waiting(io: AsyncIoManager, tm
         assert log.statistics().waiting == 0
 
 
+async def test_an_error_of_the_body_arrives_also_from_a_cancelled_scope(io: AsyncIoManager, tmp_path: Path) -> None:
+    """The end of the block waits for the log's tasks, and no cancellation of that takes the error's place."""
+    with anyio.CancelScope() as outer:
+        with pytest.raises(LookupError, match="the body's"):
+            async with open_append_log(tmp_path / "log", io=io) as log:
+                await log.append(b"1")
+                outer.cancel()
+                raise LookupError("the body's")
+    assert [record for _, record in await contents(tmp_path / "log")] == [b"1"]
+
+
 async def test_nobody_is_harmed_by_random_cancellations(io: AsyncIoManager, tmp_path: Path) -> None:
     path = tmp_path / "log"
     async with open_append_log(path, io=io) as log:
