@@ -601,13 +601,34 @@ async def test_a_rotation_under_way_is_counted_as_waiting(io: AsyncIoManager, tm
 
 
 async def test_an_error_of_the_body_arrives_also_from_a_cancelled_scope(io: AsyncIoManager, tmp_path: Path) -> None:
-    """The end of the block waits for the log's tasks, and no cancellation of that takes the error's place."""
-    with anyio.CancelScope() as outer:
-        with pytest.raises(LookupError, match="the body's"):
-            async with open_append_log(tmp_path / "log", io=io) as log:
-                await log.append(b"1")
-                outer.cancel()
-                raise LookupError("the body's")
+    """The end of the block waits for the last commit, and no cancellation of that takes the error's place."""
+
+    async def let_go() -> None:
+        await until(lambda: log._is_closing)
+        for _ in range(10):
+            await checkpoint()
+        gate.set()
+
+    async def work(log: AppendLog) -> None:
+        appending.start_soon(log.append, b"1")
+        await until(lambda: commits.held == 1)
+        appending.start_soon(let_go)
+        outer.cancel()
+        raise LookupError("the body's")
+
+    async with anyio.create_task_group() as appending:
+        with anyio.CancelScope() as outer:
+            opening = open_append_log(tmp_path / "log", io=io)
+            log = await opening.__aenter__()
+            commits = watch(io)
+            gate = commits.hold()
+            error: BaseException | None = None
+            try:
+                await work(log)
+            except LookupError as exc:
+                error = exc
+            assert not await opening.__aexit__(type(error), error, None)
+            assert gate.is_set()
     assert [record for _, record in await contents(tmp_path / "log")] == [b"1"]
 
 
