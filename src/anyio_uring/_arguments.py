@@ -28,9 +28,10 @@ def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
     """
     Return a descriptor's number, and the object to keep alive that owns it.
 
-    A negative number passes: the kernel answers ``EBADF``, as for :mod:`os`.
+    A negative number passes: the kernel answers ``EBADF``, as for :mod:`os`.  A bool does not: it is a mistake, of
+    which :mod:`os` warns since Python 3.13.
     """
-    if isinstance(fd, int):
+    if isinstance(fd, int) and fd is not True and fd is not False:
         number, file = fd, None
     elif type(fd) is RegisteredFile:
         target = fd.current()
@@ -41,7 +42,7 @@ def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
         except AttributeError:
             raise TypeError(f"fd must be an int or have a fileno() method, not {type(fd).__name__}") from None
         number, file = fileno(), fd
-        if not isinstance(number, int):
+        if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"fileno() of {type(fd).__name__} returned {type(number).__name__}, not an int")
     if number > FD_MAX:
         raise ValueError(f"fd must be at most {FD_MAX}, not {number}")
@@ -124,7 +125,9 @@ def columns(items: list[tuple[Any, Any, Any]]) -> tuple[Sequence[int], Sequence[
         struct.pack(f"{len(items)}i{len(items)}q", *fds, *offsets)
     except (TypeError, ValueError, struct.error):
         return None
-    return (fds, middle, offsets) if min(fds) >= 0 and min(offsets) >= 0 else None
+    # A bool would pass for 0 or 1 (4 us of 256).
+    is_plain = {*map(type, fds)} == {int} and min(fds) >= 0 and min(offsets) >= 0
+    return (fds, middle, offsets) if is_plain else None
 
 
 def batch(
