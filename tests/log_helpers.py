@@ -39,10 +39,18 @@ class Commits:
     def statistics(self) -> Any:
         return self.executor.statistics()
 
-    async def perform(self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False) -> list[int]:
+    @property
+    def is_usable(self) -> bool:
+        return bool(self.executor.is_usable)
+
+    async def perform(
+        self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False, is_certain: bool = False
+    ) -> list[int]:
         asked: list[Any] = list(requests)
         if not asked or asked[0].opcode is Opcode.READ:
-            read: list[int] = await self.executor.perform(requests, has_passed=has_passed, is_chain=is_chain)
+            read: list[int] = await self.executor.perform(
+                requests, has_passed=has_passed, is_chain=is_chain, is_certain=is_certain
+            )
             return read
         self.asked.append(tuple(request.opcode.name for request in asked))
         if self.gate is not None:
@@ -53,7 +61,9 @@ class Commits:
         async def carry_out(these: list[Request]) -> list[int]:
             for request in these[-1:]:
                 request.is_linked = False
-            results: list[int] = await self.executor.perform(these, has_passed=True, is_chain=len(these) > 1)
+            results: list[int] = await self.executor.perform(
+                these, has_passed=True, is_chain=len(these) > 1, is_certain=is_certain
+            )
             return results
 
         fault = self.faults.popleft() if self.faults else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -622,12 +623,9 @@ async def test_an_error_of_the_body_arrives_also_from_a_cancelled_scope(io: Asyn
             log = await opening.__aenter__()
             commits = watch(io)
             gate = commits.hold()
-            error: BaseException | None = None
-            try:
+            with pytest.raises(LookupError) as caught:
                 await work(log)
-            except LookupError as exc:
-                error = exc
-            assert not await opening.__aexit__(type(error), error, None)
+            await opening.__aexit__(caught.type, caught.value, None)
             assert gate.is_set()
     assert [record for _, record in await contents(tmp_path / "log")] == [b"1"]
 
@@ -695,3 +693,142 @@ async def test_a_new_file_has_the_permissions_asked_for_less_the_umask(io: Async
         os.umask(umask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {"log": 0o664, "asked": 0o640, "rotated": 0o640, "next": 0o640}
+
+
+async def test_a_new_file_takes_records_as_long_as_the_old_one_did(io: AsyncIoManager, tmp_path: Path) -> None:
+    """What is appended behind a rotation was measured before it; whatever the block asked for, nothing is cut off."""
+    async with open_append_log(tmp_path / "log", io=io, record_length_max=100_000):
+        pass
+    async with open_append_log(tmp_path / "log", io=io, record_length_max=10) as log:
+        commits = watch(io)
+        gate = commits.hold()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.append, b"before")
+            await until(lambda: commits.held == 1)
+            tasks.start_soon(log.rotate, tmp_path / "next")
+            await until(lambda: log.statistics().waiting == 2)
+            tasks.start_soon(log.append, bytes(50_000))
+            await until(lambda: log.statistics().waiting == 3)
+            gate.set()
+        assert log.record_length_max == 100_000
+    for _ in range(2):
+        async with open_append_log(tmp_path / "next", io=io) as log:
+            assert log.recovery.bytes_cut == 0
+    assert [record for _, record in await contents(tmp_path / "next")] == [bytes(50_000)]
+
+
+@asyncio_only
+@pytest.mark.parametrize("passes", range(0, 25, 2))
+@FsyncModes
+async def test_a_native_cancellation_at_the_end_of_the_block(
+    io: AsyncIoManager, tmp_path: Path, mode: FsyncMode, passes: int
+) -> None:
+    """Whenever it strikes, everybody's appends are carried out, the last sync is made, and the file is closed."""
+    logs: list[AppendLog] = []
+    tasks: list[asyncio.Task[int]] = []
+
+    async def work() -> None:
+        async with open_append_log(tmp_path / "log", io=io, fsync=mode) as log:
+            logs.append(log)
+            tasks.extend(asyncio.create_task(log.append(bytes(1000))) for _ in range(6))
+            await until(lambda: log.statistics().waiting + log.statistics().appends == 6)
+            ending.set()
+
+    ending = asyncio.Event()
+    owner = asyncio.create_task(work())
+    await ending.wait()
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    owner.cancel()
+    await asyncio.wait([owner, *tasks])
+    assert [task.exception() for task in tasks] == [None] * 6
+    (log,) = logs
+    assert mode is FsyncMode.NEVER or log.durable_end == log.end
+    assert (tmp_path / "log").stat().st_size == log.end == HEADER_SIZE + 6 * (FRAME_SIZE + 1000)
+    assert len(await contents(tmp_path / "log")) == 6
+
+
+@asyncio_only
+async def test_a_native_cancellation_of_the_logs_own_task(io: AsyncIoManager, tmp_path: Path) -> None:
+    """As of a program that cancels all tasks there are: the log ends with its block, and not before."""
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        commits = watch(io)
+        gate = commits.hold()
+        (own,) = (task for task in asyncio.all_tasks() if task.get_name() == "anyio_uring log")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.append, b"1")
+            await until(lambda: commits.held == 1)
+            gate.set()
+            commits.gate = None
+            await checkpoint()
+            for _ in range(3):
+                own.cancel()
+                await checkpoint()
+            tasks.start_soon(log.append, b"2")
+        own.cancel()
+        await log.append(b"3")
+        assert not own.done()
+    assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2", b"3"]
+
+
+async def test_the_managers_block_ends_first(driver: Any, tmp_path: Path) -> None:
+    """A log that is left open by then cannot go on, but it is closed: its lock is not kept for ever."""
+    ended = anyio.Event()
+
+    async def work(io: AsyncIoManager) -> None:
+        async with open_append_log(tmp_path / "log", io=io) as log:
+            await log.append(b"1")
+            began.set()
+            await ended.wait()
+            with pytest.raises(anyio.ClosedResourceError):
+                await log.append(b"2")
+
+    began = anyio.Event()
+    before = len(os.listdir("/proc/self/fd"))
+    async with anyio.create_task_group() as tasks:
+        async with open_uring(driver=driver) as io:
+            tasks.start_soon(work, io)
+            await began.wait()
+        ended.set()
+    assert len(os.listdir("/proc/self/fd")) == before
+    async with open_uring(driver=driver) as io, open_append_log(tmp_path / "log", io=io) as log:
+        assert log.recovery.records == 1
+
+
+async def test_a_log_behind_a_link_is_durable_where_it_is(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O_CREAT follows a link that leads to nothing: the name to make durable is the file's, not the link's."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "links" / "log").symlink_to("../logs/real")
+    synced: list[int] = []
+    fsync = io.fsync
+
+    async def spy(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        await fsync(fd)
+
+    monkeypatch.setattr(AsyncIoManager, "fsync", lambda _, fd: spy(fd))
+    async with open_append_log(tmp_path / "links" / "log", io=io):
+        pass
+    assert synced == [(tmp_path / "logs" / "real").stat().st_ino, (tmp_path / "logs").stat().st_ino]
+
+
+async def test_a_creation_that_fails_leaves_no_descriptor(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor another error than its own, also if somebody else has removed the file meanwhile."""
+
+    async def fails(*_: object) -> None:
+        await io.unlink(tmp_path / "next")
+        raise OSError(errno.ENOSPC, "no room")
+
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        before = len(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr("anyio_uring._log_file._write_header", fails)
+        with pytest.raises(OSError, match="no room"):
+            await log.rotate(tmp_path / "next")
+        assert len(os.listdir("/proc/self/fd")) == before
+        await log.append(b"it goes on")
+    assert len(await contents(tmp_path / "log")) == 1

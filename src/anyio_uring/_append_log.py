@@ -121,6 +121,7 @@ class AppendLog:
         "_dirty",
         "_durable_end",
         "_end",
+        "_failure",
         "_file",
         "_fsync",
         "_is_announced",
@@ -156,6 +157,7 @@ class AppendLog:
         # Why nothing can be appended any more, and whether anybody knows.
         self._lost: OSError | None = None
         self._is_told = False
+        self._failure: Exception | None = None  # for the end of the block to raise
         self._counters = Counters()
 
     def __repr__(self) -> str:
@@ -262,7 +264,7 @@ class AppendLog:
         self._loop.call_behind_cancellations(self._bell.ring)
 
     async def _write(self) -> None:
-        """Carry out what is asked, a commit at a time, until the log is closed."""
+        """Carry out what is asked, a commit at a time, until the log is closed; then finish it."""
         with anyio.CancelScope(shield=True):
             while not self._is_closing:
                 await self._bell.wait()
@@ -272,6 +274,10 @@ class AppendLog:
                 # Whoever was woken may append again now, and shares the next commit.
                 if self._queue:
                     self._announce()
+            try:
+                await self._finish()
+            except Exception as exc:  # noqa: BLE001 - raised by the end of the block
+                self._failure = exc
 
     async def _tick(self) -> None:
         """Have the log synced a second after it was first written to since it was last synced."""
@@ -297,6 +303,10 @@ class AppendLog:
             elif not self._is_told:
                 raise self._new_error()
         finally:
+            while self._queue:  # a defect ended the loop above; nobody waits for ever
+                step = self._queue.popleft()
+                step.error = OSError(errno.ECANCELED, "the log ended before it could do this", self.path)
+                self._loop.wake(step)
             await self._file.aclose()
 
     async def _proceed(self) -> None:
@@ -359,7 +369,7 @@ class AppendLog:
         file = self._file
         start = file.position(commit.start)
         if commit.records:
-            await file.allocate(start + commit.size)
+            await file.allocate(start, commit.size)
         must_sync = commit.must_sync and (commit.records > 0 or self._durable_end < self._end)
         written = await file.write(commit.buffers(), start, sync=must_sync)
         self._counters.short_writes += written.short_writes
@@ -405,8 +415,15 @@ class AppendLog:
             old = self._file
             await old.cut(old.position(self._end))
             assert step.rotate_to is not None
-            self._file = await create_log_file(old.io, attrs.evolve(old.options, path=step.rotate_to), first=self._end)
+            # What was appended meanwhile was measured by this file's longest record, not by what a new log would get.
+            options = attrs.evolve(old.options, path=step.rotate_to, record_length_max=old.header.record_length_max)
+            self._file = await create_log_file(old.io, options, first=self._end)
             await old.aclose()
+        except anyio.get_cancelled_exc_class():
+            # Of all tasks there are: this one ends when its log does, and not before.
+            step.error = OSError(
+                errno.ECANCELED, "the rotation was cancelled, and the log goes on in its file", self.path
+            )
         except BaseException as exc:
             step.error = exc
             if not isinstance(exc, Exception):
@@ -479,5 +496,5 @@ class _Opening:
             # An error of the body passes the task group by, so that it arrives as it was raised.
             await self._tasks.__aexit__(None, None, None)
         finally:
-            with anyio.CancelScope(shield=True):
-                await log._finish()
+            if log._failure is not None:
+                raise log._failure

@@ -31,7 +31,9 @@ def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
     A negative number passes: the kernel answers ``EBADF``, as for :mod:`os`.  A bool does not: it is a mistake, of
     which :mod:`os` warns since Python 3.13.
     """
-    if isinstance(fd, int) and fd is not True and fd is not False:
+    if isinstance(fd, bool):
+        raise TypeError("fd must be an int or have a fileno() method, not bool")
+    if isinstance(fd, int):
         number, file = fd, None
     elif type(fd) is RegisteredFile:
         target = fd.current()
@@ -42,7 +44,7 @@ def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
         except AttributeError:
             raise TypeError(f"fd must be an int or have a fileno() method, not {type(fd).__name__}") from None
         number, file = fileno(), fd
-        if not isinstance(number, int) or isinstance(number, bool):
+        if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"fileno() of {type(fd).__name__} returned {type(number).__name__}, not an int")
     if number > FD_MAX:
         raise ValueError(f"fd must be at most {FD_MAX}, not {number}")

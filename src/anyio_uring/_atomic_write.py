@@ -22,7 +22,7 @@ from typing import Final
 
 import attrs
 
-from . import _arguments, _buffers, _path_calls
+from . import _buffers, _path_calls
 from ._buffers import SupportsBuffer
 from ._core import manager_for
 from ._manager import AsyncIoManager
@@ -102,7 +102,7 @@ class _Writer:
                 raise
             await self._sync_directory()
         finally:
-            await self.io.close(self.dir_fd)
+            await self._close(self.dir_fd)
 
     async def _resolve(self, path: str) -> tuple[str, int | None]:
         """Return the path behind symbolic links, and the permissions of the file that is there."""
@@ -135,7 +135,7 @@ class _Writer:
                     await self._set_mode(fd, wanted)
                 await self.io.fsync(fd)  # not fdatasync(2), which leaves out the mode
             finally:
-                await self.io.close(fd)
+                await self._close(fd)
         except BaseException:
             await self._unlink()
             raise
@@ -159,21 +159,24 @@ class _Writer:
         """Remove the temporary file, whatever is cancelled; the error that led here says more than one of this."""
         call = _path_calls.unlink(self.temporary, self.dir_fd)
         try:
-            await self.io._performer.call(call, is_certain=True)
+            await self.io._performer.surely(call)
         except OSError:
             # The disk is gone, or read-only by now; or somebody else has tidied up.
             return
 
+    async def _close(self, fd: int) -> None:
+        await self.io._performer.surely(_path_calls.close(fd))
+
     async def _sync_directory(self) -> None:
         """Make the rename durable, whatever is cancelled (C6)."""
-        sync = _arguments.sync_request(self.dir_fd, data_only=False)
-        (res,) = await self.io._task.perform((sync,), is_certain=True)
-        if res < 0:
+        try:
+            await self.io._performer.surely(_path_calls.sync(self.dir_fd))
+        except OSError as exc:
             raise OSError(
-                -res,
-                f"the file was replaced, but its directory could not be synced ({os.strerror(-res)}): "
+                exc.errno,
+                f"the file was replaced, but its directory could not be synced ({exc.strerror}): "
                 "a crash may bring the old file back",
-            )
+            ) from None
 
 
 def _follow(path: str) -> str:

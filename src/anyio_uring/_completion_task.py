@@ -201,7 +201,7 @@ class CompletionTask:
                 return operation.results  # type: ignore[no-any-return]
             self._decide(operation)
             if operation.cancellation is None:
-                await self._ask_again(requests, operation.results, is_chain=is_chain)
+                await self._ask_again(requests, operation.results, is_chain=is_chain, is_certain=is_certain)
         except BaseException:
             if operation is not None:
                 targets = self._abandon(operation, targets)
@@ -640,7 +640,9 @@ class CompletionTask:
         elif self._is_closing and CANCELED in results:
             raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
 
-    async def _ask_again(self, requests: Requests, results: list[int], *, is_chain: bool) -> None:
+    async def _ask_again(
+        self, requests: Requests, results: list[int], *, is_chain: bool, is_certain: bool = False
+    ) -> None:
         """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""
         while again := [i for i, res in enumerate(results) if res < 0 and is_transient(requests[i], res)]:
             self._resubmissions += len(again)
@@ -649,5 +651,5 @@ class CompletionTask:
                 (first,) = again
                 again = [*range(first, len(requests))]
                 repeats += [*requests][first + 1 :]
-            for i, res in zip(again, await self.perform(repeats, is_chain=is_chain)):
+            for i, res in zip(again, await self.perform(repeats, is_chain=is_chain, is_certain=is_certain)):
                 results[i] = res

@@ -8,16 +8,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-import anyio
 import attrs
 
-from . import _arguments
+from . import _arguments, _path_calls
 from ._log_format import FRAME_SIZE, HEADER_SIZE, FileHeader, new_header
 from ._log_scanner import LogScanner
 from ._manager import AsyncIoManager
-from ._requests import Requests
+from ._requests import Call, Requests
 
 # Without room for it the log does without; only writing the records themselves must not fail.
 _NOT_ALLOCATED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -91,24 +92,31 @@ class LogFile:
         """Return where in the file an offset is."""
         return offset - self.header.base
 
-    async def allocate(self, end: int) -> None:
+    async def allocate(self, start: int, length: int) -> None:
         """
-        Allocate a step ahead, if the file ends before this position: a sync then need not write its new size.
+        Allocate a step ahead, if the file ends before what is to be written: a sync then need not write its new size.
 
         Where there is no room, or the filesystem cannot allocate, nothing is: writing will tell.
+
+        :param start: where the data ends now
+        :param length: bytes to be written there
         """
+        end = start + length
         if not self.step or end <= self.allocated:
             return
-        length = end - end % -self.step - self.allocated  # up to the next multiple
+        ahead = end - end % -self.step - self.allocated  # up to the next multiple
         try:
-            await self.io.fallocate(self.fd, 0, self.allocated, length)
+            await self._call(_path_calls.fallocate(self.fd, 0, self.allocated, ahead))
         except OSError as exc:
             if exc.errno not in _NOT_ALLOCATED:
                 raise
             if exc.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
                 self.step = 0
+            else:
+                # ext4 keeps what it got before it ran out: the last room there is, which others want, too.
+                await self.cut(start)
             return
-        self.allocated += length
+        self.allocated += ahead
 
     async def write(self, buffers: list[bytes], position: int, *, sync: bool) -> Written:
         """
@@ -148,20 +156,24 @@ class LogFile:
         return Written(done, None, None, short_writes)
 
     async def _perform(self, requests: Requests, *, is_chain: bool = False) -> list[int]:
-        # The log's own task is not cancelled, so there is no cancellation to wait for: has_passed saves 10 us.
-        return await self.io._task.perform(requests, has_passed=True, is_chain=is_chain)
+        # Half a commit would be none.  The log's own task is cancelled by nobody but who cancels all there are, so there
+        # is no cancellation to wait for: has_passed saves 10 us.
+        return await self.io._task.perform(requests, has_passed=True, is_chain=is_chain, is_certain=True)
+
+    async def _call(self, call: Call) -> None:
+        await self.io._performer.surely(call)
 
     def _error(self, res: int) -> OSError | None:
         return OSError(-res, os.strerror(-res), self.path) if res < 0 else None
 
     async def cut(self, end: int) -> None:
         """Let the file end at this position."""
-        await self.io.truncate(self.fd, end)
+        await self._call(_path_calls.truncate(self.fd, end))
         self.allocated = end
 
     async def aclose(self) -> None:
-        """Close it, which gives its lock back, also when cancelled."""
-        await self.io.close(self.fd)
+        """Close it, which gives its lock back, in any case."""
+        await _close(self.io, self.fd)
 
 
 async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int) -> LogFile:
@@ -177,9 +189,9 @@ async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int
         file = LogFile(io, options, fd, new_header(first, options.record_length_max))
         await _write_header(file)
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await io.unlink(path)
-            await io.close(fd)
+        with suppress(OSError):  # the error that led here says more than one of this
+            await io._performer.surely(_path_calls.unlink(path, None))
+        await _close(io, fd)
         raise
     return file
 
@@ -211,10 +223,13 @@ async def open_log_file(io: AsyncIoManager, options: LogOptions) -> tuple[LogFil
         file = LogFile(io, options, fd, scanner.header)
         recovery = await _recover(file, scanner, records)
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await io.close(fd)
+        await _close(io, fd)
         raise
     return file, recovery
+
+
+async def _close(io: AsyncIoManager, fd: int) -> None:
+    await io._performer.surely(_path_calls.close(fd))
 
 
 def _rest(buffers: list[Any], count: int) -> list[memoryview]:
@@ -228,12 +243,13 @@ def _rest(buffers: list[Any], count: int) -> list[memoryview]:
 
 
 async def sync_directory(io: AsyncIoManager, path: str) -> None:
-    """Make the name of a file durable."""
-    fd = await io.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    """Make the name of a file durable, in the directory where it is: the path may be a link to it."""
+    path = await io._loop.run_in_thread(partial(os.path.realpath, path), None)
+    fd = await io.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
         await io.fsync(fd)
     finally:
-        await io.close(fd)
+        await _close(io, fd)
 
 
 def _lock(fd: int, path: str) -> None:
@@ -253,7 +269,7 @@ async def _write_header(file: LogFile) -> None:
     # Before anything is allocated behind it: a torn header with zeros behind could not be told from a damaged one.
     await file.io.fsync(file.fd)
     file.allocated = HEADER_SIZE
-    await file.allocate(HEADER_SIZE + FRAME_SIZE)
+    await file.allocate(HEADER_SIZE, FRAME_SIZE)
     await sync_directory(file.io, file.path)
 
 
@@ -261,7 +277,7 @@ async def _recover(file: LogFile, scanner: LogScanner, records: int) -> LogRecov
     """Cut off all that is behind the last valid record: it must not become valid again behind new ones."""
     end = file.position(scanner.end)
     await file.cut(end)
-    await file.allocate(end + FRAME_SIZE)
+    await file.allocate(end, FRAME_SIZE)
     await file.io.fsync(file.fd)
     await sync_directory(file.io, file.path)  # a crash may have come between the file's creation and that
     return LogRecovery(False, records, scanner.end, scanner.bytes_torn, scanner.torn)

@@ -98,6 +98,11 @@ def close(fd: int) -> Call:
     return Call(Opcode.CLOSE, max(number, -1), _numbered(os.close, number))
 
 
+def sync(fd: int) -> Call:
+    number = _int("fd", fd, 0, FD_MAX)
+    return Call(Opcode.FSYNC, number, _numbered(os.fsync, number))
+
+
 def stat(path: Path | FileDescriptor, dir_fd: int | None, *, follow_symlinks: bool) -> tuple[Call, bytearray]:
     """Return the call, and the memory that it fills."""
     flags = _statx.AT_NO_AUTOMOUNT | (0 if follow_symlinks else _statx.AT_SYMLINK_NOFOLLOW)

@@ -24,7 +24,7 @@ from ._flags import NOWAIT
 from ._requests import TRANSFER_MAX, WRITES, Call, DataRequests, HasFileno, Opcode, Request, is_direct
 from ._statx import SAFE_ALIGNMENT
 from ._thread_calls import ThreadCalls
-from ._waiters import Loop
+from ._waiters import Loop, current_loop
 
 # More than a process has open; beyond it one refused read more for each.
 _DIRECT_FDS_MAX: Final = 4096
@@ -214,6 +214,17 @@ class Performer:
         if res < 0:
             raise call.error(res)
         return res
+
+    async def surely(self, call: Call) -> int:
+        """
+        Perform a call whatever is cancelled and whatever has become of the manager, and return its result.
+
+        What a function of several steps has to tidy up must not stay because its manager's block has ended
+        meanwhile: then a thread of anyio's does it.
+        """
+        if self._task.is_usable:
+            return await self.call(call, is_certain=True)
+        return await current_loop().run_in_thread(call.run, None, is_certain=True)
 
     async def on_threads(self, calls: Sequence[Call]) -> None:
         """Perform calls whose results are theirs to keep."""

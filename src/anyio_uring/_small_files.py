@@ -92,12 +92,18 @@ class SmallFiles:
                         fds[i] = res
             contents = await self._read_until_they_end(fds)
         finally:
-            if fds:
-                await self._task.perform(_closes([*fds.values()]), is_certain=True)
+            await self._close([*fds.values()])
         results: list[Any] = [names[i].error(res) if res < 0 else b"" for i, res in enumerate(outcomes)]
         for i, parts in contents.items():
             results[i] = names[i].error(parts) if isinstance(parts, int) else b"".join(parts)
         return results
+
+    async def _close(self, fds: Sequence[int]) -> None:
+        if fds and self._task.is_usable:
+            await self._task.perform(_closes(fds), is_certain=True)
+            return
+        for fd in fds:  # the manager's block has ended meanwhile
+            await self._performer.surely(_path_calls.close(fd))
 
     async def _read_until_they_end(self, fds: dict[int, int]) -> dict[int, list[bytes] | int]:
         """
