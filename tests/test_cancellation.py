@@ -10,11 +10,13 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from anyio_uring import AsyncIoManager, open_uring
@@ -1046,3 +1048,168 @@ async def test_cleanup_after_a_cancellation_can_use_the_manager(io: AsyncIoManag
                     await io.write_and_sync(file, b"saved", 0)
         assert scope.cancelled_caught
         assert os.pread(file.fileno(), 10, 0) == b"saved"
+
+
+# --- native cancellations beside one another: C7 -----------------------------------------------------
+
+
+def _certain_read(io: AsyncIoManager, fd: int) -> Any:
+    """A read that no cancellation reaches, as an operation whose result was there first."""
+    return io._task.perform((Request(Opcode.READ, fd, bytearray(1), -1),), is_certain=True)
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout() is of 3.11")
+@pytest.mark.parametrize("inner_kind", ["timeout", "scope"])
+async def test_the_outer_of_two_cancellations_strikes_when_the_inner_is_withdrawn(
+    io: AsyncIoManager, pipe: tuple[int, int], inner_kind: str
+) -> None:
+    async def work() -> None:
+        async with asyncio.timeout(3600) as outer:
+            expire.append(partial(outer.reschedule, 0))
+            if inner_kind == "timeout":
+                async with asyncio.timeout(3600) as inner:
+                    expire.append(partial(inner.reschedule, 0))
+                    await _certain_read(io, pipe[0])
+            else:
+                with anyio.CancelScope() as scope:
+                    expire.append(scope.cancel)
+                    await _certain_read(io, pipe[0])
+            await asyncio.sleep(3600)
+
+    expire: list[Callable[[], Any]] = []
+    task = asyncio.create_task(work())
+    await in_flight(io, 1)
+    expire[1]()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    expire[0]()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    os.write(pipe[1], b"x")
+    with pytest.raises(TimeoutError):
+        await task
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before it nobody counts cancellations")
+@pytest.mark.parametrize("first", ["scope", "native"])
+async def test_a_native_cancellation_in_the_pass_of_a_scopes(
+    io: AsyncIoManager, pipe: tuple[int, int], first: str
+) -> None:
+    """Both arrive as one CancelledError; the scope takes its own, and the other one goes on."""
+
+    async def work() -> None:
+        with scope:
+            await _certain_read(io, pipe[0])
+        await asyncio.sleep(3600)
+
+    scope = anyio.CancelScope()
+    task = asyncio.create_task(work())
+    await in_flight(io, 1)
+    for cancel in (scope.cancel, task.cancel) if first == "scope" else (task.cancel, scope.cancel):
+        cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    os.write(pipe[1], b"x")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@asyncio_only
+@pytest.mark.parametrize("how", ["timeout", "scope"])
+async def test_a_cancellation_that_was_withdrawn_does_not_strike_again(
+    io: AsyncIoManager, pipe: tuple[int, int], how: str
+) -> None:
+    if how == "timeout" and sys.version_info < (3, 11):
+        pytest.skip("asyncio.timeout() is of 3.11")
+
+    async def work() -> str:
+        if how == "timeout":
+            async with asyncio.timeout(3600) as timeout:
+                expire.append(partial(timeout.reschedule, 0))
+                await _certain_read(io, pipe[0])
+        else:
+            with anyio.CancelScope() as scope:
+                expire.append(scope.cancel)
+                await _certain_read(io, pipe[0])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return "went on"
+
+    expire: list[Callable[[], Any]] = []
+    task = asyncio.create_task(work())
+    await in_flight(io, 1)
+    expire[0]()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    os.write(pipe[1], b"x")
+    assert await task == "went on"
+
+
+# --- what shares a request's memory: C2, C11 ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["many buffers", "asked again"])
+async def test_a_crash_keeps_the_memory_of_parts_and_repeats(what: str) -> None:
+    """A part of a request, or one that asks it again, is another object with the same memory."""
+    buffer = bytearray(16)
+    async with scripted(depth=4) as (driver, task), anyio.create_task_group() as tasks:
+        request = Request(Opcode.READ, 0, memoryview(buffer), 4096)
+
+        async def perform() -> None:
+            try:
+                if what == "asked again":
+                    await task.perform([request])
+                else:
+                    whole = attrs.evolve(request, memory=[request.memory], origin=request)
+                    (part,) = whole.parts()
+                    try:
+                        await task.perform([part])
+                    finally:
+                        whole.release()
+            except anyio.BrokenResourceError:
+                broken.append(True)
+            finally:
+                request.release()
+
+        broken: list[bool] = []
+        tasks.start_soon(perform)
+        await until(lambda: len(driver.pending) == 1)
+        if what == "asked again":
+            driver.complete(-errno.EINTR)
+            await until(lambda: len(driver.pending) == 1 and task.statistics().resubmissions == 1)
+        driver.crash = RuntimeError("the driver is on fire")
+        driver.complete(1)
+        await until(lambda: bool(broken))
+        with pytest.raises(BufferError):
+            buffer.append(1)
+    forgive(task, driver)
+
+
+async def test_a_failure_to_prepare_while_the_block_ends(
+    driver: Any, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited for room and could not be prepared has its error, and is not woken a second time."""
+    failures: list[BaseException] = []
+
+    async def read(io: AsyncIoManager, count: int) -> None:
+        try:
+            await io.read_batch([(pipe[0], 1, -1)] * count)
+        except (anyio.ClosedResourceError, MemoryError) as exc:
+            failures.append(exc)
+
+    def fails(*_: object) -> Any:
+        raise MemoryError
+
+    async with anyio.create_task_group() as tasks:  # noqa: SIM117 - it outlives the manager
+        async with open_uring(driver=driver, depth=2) as io:
+            tasks.start_soon(read, io, 3)
+            await until(lambda: len(io._task._queue) == 1)  # type: ignore[attr-defined]
+            tasks.start_soon(read, io, 1)
+            await until(lambda: len(io._task._queue) == 2)  # type: ignore[attr-defined]
+            monkeypatch.setattr(type(io._driver), "prepare", fails)
+    assert sorted(type(exc).__name__ for exc in failures) in (
+        ["ClosedResourceError", "MemoryError"],
+        ["ClosedResourceError"] * 2,
+    )

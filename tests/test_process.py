@@ -324,3 +324,40 @@ def test_a_sub_interpreter_is_refused(kind: str) -> None:
         """,
         kind,
     )
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_without_asserts(backend: str, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -O`` leaves asserts out: nothing that has an effect may stand in one."""
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    printed = run(
+        f"""
+        import anyio, tempfile
+        from anyio_uring import open_append_log, open_uring, read_append_log
+
+        async def main():
+            with tempfile.TemporaryDirectory() as directory, open(directory + "/data", "w+b") as file:
+                async with open_uring(driver=sys.argv[1], nowait=False) as io:
+                    with anyio.fail_after(20):
+                        print(__debug__, await io.write_and_sync(file, b"0123456789", 0))
+                        print(await io.read_batch([(file, 3, 0), (file, 3, 5)]))
+                        print(await io.write_batch([(file, b"ab", 0), (file, b"c", 2)]))
+                        async with io.chain() as chain:
+                            chain.write(file, b"de", 3)
+                            chain.fsync(file)
+                        print(await io.read_files([directory + "/data"]), io.statistics().in_flight)
+                        async with open_append_log(directory + "/log") as log:
+                            await log.append(b"record")
+                        print([record async for _, record in read_append_log(directory + "/log")])
+
+        anyio.run(main, backend={backend!r})
+        """,
+        driver,
+    )
+    assert printed.splitlines() == [
+        "False 10",
+        "[b'012', b'567']",
+        "[2, 1]",
+        "[b'abcde56789'] 0",
+        "[b'record']",
+    ]

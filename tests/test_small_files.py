@@ -254,3 +254,35 @@ async def test_where_the_ring_cannot_open_threads_do(many: Iterable[Path], monke
         assert io.statistics().submissions == 0
         assert io.statistics().fallback_operations == 8
     assert [_described(result) for result in results] == [_plain(path) for path in some]
+
+
+@pytest.mark.anyio
+async def test_what_no_thread_could_be_started_for_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not a file without a content."""
+
+    def refuses(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with open_uring(driver="threads") as io:
+        with monkeypatch.context() as patch:
+            patch.setattr("threading.Thread.start", refuses)
+            results = await io.read_files([path, path], return_exceptions=True)
+            assert [type(result) for result in results] == [OSError, OSError]
+            with pytest.raises(BatchError):
+                await io.stat_batch([path])
+        assert await io.read_files([path]) == [path.read_bytes()]
+
+
+@pytest.mark.anyio
+async def test_a_file_that_memory_has_no_room_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is its reader's error; the manager goes on."""
+
+    def fails(_: object) -> bytes:
+        raise MemoryError("too much")
+
+    async with open_uring(driver="threads") as io:
+        with monkeypatch.context() as patch:
+            patch.setattr("anyio_uring._small_files._read_whole", fails)
+            with pytest.raises(MemoryError, match="too much"):
+                await io.read_files([path])
+        assert await io.read_files([path]) == [path.read_bytes()]

@@ -70,7 +70,7 @@ from ._driver import (
 )
 from ._fixed_files import Target, hold, let_go
 from ._operations import CANCELED, Operation, is_transient, repeat, take_back
-from ._requests import Batch, Requests, keep
+from ._requests import Batch, Requests, is_kept, keep
 from ._stats import IoStatistics
 from ._transfers import Transfers
 from ._waiters import Loop, PlainSleeper, sleep
@@ -567,7 +567,7 @@ class CompletionTask:
 
     def _cancel(self, operation: Operation) -> None:
         """Ask for every member in the driver to be cancelled (C5); the others never happen (C4)."""
-        if operation.unsent is not None or operation.is_certain:
+        if operation.unsent is not None or operation.is_certain or operation.error is not None:
             return
         self._queue.pop(operation, None)
         unsent = set(range(operation.staged, len(operation.requests)))
@@ -651,5 +651,11 @@ class CompletionTask:
                 (first,) = again
                 again = [*range(first, len(requests))]
                 repeats += [*requests][first + 1 :]
-            for i, res in zip(again, await self.perform(repeats, is_chain=is_chain, is_certain=is_certain)):
+            try:
+                outcomes = await self.perform(repeats, is_chain=is_chain, is_certain=is_certain)
+            except BaseException:
+                if is_kept(repeats):  # they share these requests' memory
+                    keep(requests)
+                raise
+            for i, res in zip(again, outcomes):
                 results[i] = res

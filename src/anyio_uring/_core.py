@@ -252,8 +252,10 @@ class _Opening:
             finally:
                 await self._thread_calls.aclose()
         finally:
-            await self._tasks.__aexit__(None, None, None)
-            self._instruments.tell(Instrument.manager_closed, manager)
+            try:
+                await self._tasks.__aexit__(None, None, None)
+            finally:
+                self._instruments.tell(Instrument.manager_closed, manager)
 
     def _start(self, task: CompletionTask) -> None:
         self._tasks.start_soon(task.run, name="anyio_uring owner of threads")

@@ -235,7 +235,8 @@ class ThreadDriver:
         for row in rows:
             request = row.request
             is_alone = row.follower is None and not row.follows
-            is_small_read = request.opcode is Opcode.READ and request.offset >= 0 and is_alone
+            is_plain = is_alone and not request.op_flags
+            is_small_read = request.opcode is Opcode.READ and request.offset >= 0 and is_plain
             length = len(request.memory) if is_small_read else 0
             if 1 < length <= INLINE_BYTES_MAX and length <= bytes_max and inline.is_likely(request.fd):
                 bytes_max -= length
@@ -470,6 +471,9 @@ def _call(call: Call) -> int:
         return call.run()
     except OSError as exc:
         return -(exc.errno or errno.EIO)
+    except Exception as exc:  # noqa: BLE001 - whoever asked raises it
+        call.failure = exc
+        return -errno.EIO
 
 
 def _execute(request: Request) -> int | None:

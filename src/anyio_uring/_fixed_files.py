@@ -199,7 +199,13 @@ class RegisteredFile:
             await target.unused()
             if target in self._retiring:  # another call may have been first
                 self._retiring.remove(target)
-                self._table.close(target)
+                try:
+                    self._table.close(target)
+                finally:  # whatever close(2) says, the descriptor is gone
+                    self._settle()
+        self._settle()
+
+    def _settle(self) -> None:
         if not self._retiring:
             self._slot = self._table.settle(self._slot, self._target)
 
@@ -320,8 +326,14 @@ class Registration:
         assert self._files is not None
         for file in self._files:
             file._stop()  # none of them begins anything while another one's operations are waited for
+        errors: list[OSError] = []
         for file in self._files:
-            await file._retire()
+            try:
+                await file._retire()
+            except OSError as error:  # of close(2): the others are closed all the same
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def slots_default() -> int:

@@ -62,6 +62,7 @@ class Step:
     waiter: Any = None
     is_awake: bool = False
     cancellation: Cancellation | None = None
+    cancels_before: int = 0
 
     def abort(self) -> bool:
         """Say whether a cancelled wait is over: unless the step is under way, it never happens."""

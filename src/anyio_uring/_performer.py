@@ -151,7 +151,7 @@ class Performer:
         """
         fd = request.fd
         position = os.lseek(fd, 0, os.SEEK_CUR)
-        count = await self.transfer(attrs.evolve(request, offset=position))
+        count = await self.transfer(attrs.evolve(request, offset=position, origin=request))
         is_appended = request.opcode in WRITES and _direct.appends(fd, request.op_flags)
         os.lseek(fd, *((0, os.SEEK_END) if is_appended else (position + count, os.SEEK_SET)))
         return count
@@ -182,7 +182,7 @@ class Performer:
         """
         for part in request.rest(done).parts() if done else request.parts():
             try:
-                moved = (attrs.evolve(part, offset=request.advanced(done)),)
+                moved = (attrs.evolve(part, offset=request.advanced(done), origin=part),)
                 (res,) = await (self._perform_now(moved) if _is_nowait(request) else self._task.perform(moved))
                 size = part.size
                 error = None if res >= 0 or done else self.error(res, moved[0])
@@ -212,7 +212,7 @@ class Performer:
         owner = self._task if call.fits_ring and self.can_carry_out(call.opcode) else self._of_threads()
         (res,) = await owner.perform((call,), is_certain=is_certain)
         if res < 0:
-            raise call.error(res)
+            raise call.failure or call.error(res)
         return res
 
     async def surely(self, call: Call) -> int:
@@ -226,9 +226,9 @@ class Performer:
             return await self.call(call, is_certain=True)
         return await current_loop().run_in_thread(call.run, None, is_certain=True)
 
-    async def on_threads(self, calls: Sequence[Call]) -> None:
-        """Perform calls whose results are theirs to keep."""
-        await self._of_threads().perform(calls)
+    async def on_threads(self, calls: Sequence[Call]) -> list[int]:
+        """Perform calls, each by one thread, and return their results."""
+        return await self._of_threads().perform(calls)
 
     def _of_threads(self) -> Executor | ThreadCalls:
         if self._thread_calls is None or self._driver.name != "uring":

@@ -88,6 +88,7 @@ class Request:
     :ivar file: the object whose ``fileno()`` gave ``fd``: held, so that it is not collected meanwhile
     :ivar force_async: do not try inline first (``IOSQE_ASYNC``): set when an operation is asked again
     :ivar is_kept: a driver still has it, and nobody waits for it any more: its memory stays exported
+    :ivar origin: the request whose memory this one shares, with another offset or a part of it
     :ivar is_linked: the operation's next request begins when this one has been carried out whole
         (``IOSQE_IO_LINK``); if it fails or is short, the next does not happen: ``-ECANCELED``
     """
@@ -101,6 +102,7 @@ class Request:
     force_async: bool = False
     is_linked: bool = False
     is_kept: bool = False
+    origin: Request | None = None
 
     @property
     def size(self) -> int:
@@ -119,7 +121,7 @@ class Request:
 
     def rest(self, done: int) -> Request:
         """Return the request for what is behind the first ``done`` bytes of one buffer."""
-        return attrs.evolve(self, memory=memoryview(self.memory)[done:], offset=self.advanced(done))
+        return attrs.evolve(self, memory=memoryview(self.memory)[done:], offset=self.advanced(done), origin=self)
 
     def parts(self) -> Iterator[Request]:
         """
@@ -129,11 +131,11 @@ class Request:
         """
         if isinstance(self.memory, list):
             for vector in _vectors(self.memory):
-                yield attrs.evolve(self, memory=vector)
+                yield attrs.evolve(self, memory=vector, origin=self)
         else:
             view = memoryview(self.memory)
             for start in range(0, len(view), TRANSFER_MAX):
-                yield attrs.evolve(self, memory=view[start : start + TRANSFER_MAX])
+                yield attrs.evolve(self, memory=view[start : start + TRANSFER_MAX], origin=self)
 
     def release(self) -> None:
         """
@@ -165,6 +167,7 @@ class Call:
     :ivar file: the object whose ``fileno()`` gave ``fd``, as a request's
     :ivar names: for an error: no, one or two paths
     :ivar reasons: what an errno means here, where ``strerror()`` would say too little
+    :ivar failure: what ``run`` has raised, if it was no :class:`OSError` (a :class:`MemoryError`)
     :ivar fits_ring: whether an entry of the submission queue has room for it
     """
 
@@ -180,6 +183,7 @@ class Call:
     reasons: Mapping[int, str] = attrs.field(factory=dict)
     force_async: bool = False
     fits_ring: bool = True
+    failure: Exception | None = None
     # As a request has them.
     memory: ClassVar[Any] = None
     size: ClassVar[int] = 0
@@ -259,9 +263,18 @@ def keep(requests: Requests) -> None:
     if isinstance(requests, Batch):
         requests.memories.is_kept = True
     else:
-        for request in requests:
-            if isinstance(request, Request):
+        for each in requests:
+            request = each if isinstance(each, Request) else None
+            while request is not None:
                 request.is_kept = True
+                request = request.origin
+
+
+def is_kept(requests: Requests) -> bool:
+    """Whether a driver has the memory of these still, though nobody waits for them any more."""
+    if isinstance(requests, Batch):
+        return requests.memories.is_kept
+    return any(isinstance(request, Request) and request.is_kept for request in requests)
 
 
 def file_type(fd: int) -> int:

@@ -630,7 +630,8 @@ class UringDriver:
     def _gather(self, user_data: int, count: int) -> Any:
         """Let C collect the results of an operation's members: Python hears of them once a turn."""
         results = self._ffi.new("int32_t[]", count)
-        assert self._lib.au_gather(self._ring, user_data, results, count) == 0, "C3: more operations than entries"
+        ret = self._lib.au_gather(self._ring, user_data, results, count)  # not inside the assert: python -O
+        assert ret == 0, "C3: more operations than entries"
         return results
 
     def retire(self, user_data: int) -> None:

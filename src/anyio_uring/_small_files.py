@@ -14,6 +14,7 @@ import os
 import resource
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from typing import Any, Final, Union
@@ -103,7 +104,8 @@ class SmallFiles:
             await self._task.perform(_closes(fds), is_certain=True)
             return
         for fd in fds:  # the manager's block has ended meanwhile
-            await self._performer.surely(_path_calls.close(fd))
+            with suppress(OSError):  # what was read is what was asked for, as it is with a batch of closes
+                await self._performer.surely(_path_calls.close(fd))
 
     async def _read_until_they_end(self, fds: dict[int, int]) -> dict[int, list[bytes] | int]:
         """
@@ -159,7 +161,13 @@ class SmallFiles:
             return 0
 
         firsts = range(0, len(names), _FILES_OF_A_CALL)
-        await self._performer.on_threads([Call(opcode, -1, partial(run, first)) for first in firsts])
+        calls = [Call(opcode, -1, partial(run, first)) for first in firsts]
+        for first, call, res in zip(firsts, calls, await self._performer.on_threads(calls)):
+            if call.failure is not None:
+                raise call.failure
+            if res < 0:  # no thread could be started
+                for i in range(first, min(first + _FILES_OF_A_CALL, len(names))):
+                    results[i] = names[i].error(res)
         return results
 
 

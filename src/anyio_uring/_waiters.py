@@ -63,6 +63,8 @@ class Sleeper(Protocol):
     """Whether the wait is over."""
     cancellation: Cancellation | None
     """The one that arrived during a wait that went on."""
+    cancels_before: int
+    """How many cancellations of the task had been asked for, and not withdrawn, when the wait began (asyncio)."""
 
 
 SleeperT = TypeVar("SleeperT", bound=Sleeper)
@@ -76,6 +78,7 @@ class PlainSleeper:
     waiter: Any = None
     is_awake: bool = False
     cancellation: Cancellation | None = None
+    cancels_before: int = 0
 
 
 class Doorbell(Protocol):
@@ -368,6 +371,7 @@ class _AsyncioLoop:
 
     def nap(self, sleeper: SleeperT, abort: Callable[[SleeperT], bool]) -> Awaitable[object]:  # noqa: ARG002
         sleeper.waiter = future = self.native.create_future()
+        sleeper.cancels_before = _count_requests(asyncio.current_task())
         return future
 
     async def outlast(
@@ -376,7 +380,7 @@ class _AsyncioLoop:
         assert isinstance(cancelled, asyncio.CancelledError)
         if abort(sleeper):
             raise cancelled
-        cancellation = _AsyncioCancellation(self.native, cancelled)
+        cancellation = _AsyncioCancellation(self.native, cancelled, sleeper.cancels_before)
         if not sleeper.is_awake:
             with anyio.CancelScope(shield=True):
                 while not sleeper.is_awake:
@@ -391,6 +395,7 @@ class _AsyncioLoop:
         self, function: Callable[[], ResultT], limiter: anyio.CapacityLimiter | None, *, is_certain: bool = False
     ) -> ResultT:
         job = _Job(function)
+        job.cancels_before = _count_requests(asyncio.current_task())
         try:
             with anyio.CancelScope(shield=is_certain):
                 await anyio.to_thread.run_sync(job.run, limiter=limiter)
@@ -399,7 +404,7 @@ class _AsyncioLoop:
             if job.outcome.cancel():
                 if not is_certain:
                     raise
-                _AsyncioCancellation(self.native, exc).keep()
+                _AsyncioCancellation(self.native, exc, job.cancels_before).keep()
                 return function()  # here: this task may wait for no thread any more
             job.outcome.add_done_callback(lambda _: self.native.call_soon_threadsafe(self.wake, job))
             (await self.outlast(job, lambda _: False, exc)).keep()
@@ -425,7 +430,7 @@ class _AsyncioLoop:
 class _Job(Generic[ResultT]):
     """A function for a worker thread, and how its task waits when the wait for the thread was cancelled."""
 
-    __slots__ = ("_function", "cancellation", "is_awake", "outcome", "waiter")
+    __slots__ = ("_function", "cancellation", "cancels_before", "is_awake", "outcome", "waiter")
 
     def __init__(self, function: Callable[[], ResultT]) -> None:
         self._function = function
@@ -433,6 +438,7 @@ class _Job(Generic[ResultT]):
         self.waiter: asyncio.Future[None] | None = None
         self.is_awake = False
         self.cancellation: Cancellation | None = None
+        self.cancels_before = 0
 
     def run(self) -> None:
         if not self.outcome.set_running_or_notify_cancel():
@@ -446,16 +452,16 @@ class _Job(Generic[ResultT]):
 class _AsyncioCancellation:
     __slots__ = ("_cancelled", "_loop", "_requests")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, cancelled: asyncio.CancelledError) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, cancelled: asyncio.CancelledError, before: int) -> None:
         self._loop = loop
         self._cancelled = cancelled
-        self._requests = _count_requests(asyncio.current_task())
+        # So many requests, or more, and at least one of those that came since is there still.
+        self._requests = min(before + 1, _count_requests(asyncio.current_task()))
 
     def also(self, cancelled: asyncio.CancelledError) -> None:
         """Take note of a further one: a native one matters more, anyio repeats its own by itself."""
         if _is_native(cancelled):
             self._cancelled = cancelled
-            self._requests = _count_requests(asyncio.current_task())
 
     def deliver(self) -> NoReturn:
         cancelled = self._cancelled
@@ -466,7 +472,8 @@ class _AsyncioCancellation:
             del cancelled, self._cancelled
 
     def keep(self) -> None:
-        if _is_native(self._cancelled):
+        # One that came together with anyio's has arrived as anyio's: the number of requests tells of it.
+        if _is_native(self._cancelled) or sys.version_info >= (3, 11):
             task = asyncio.current_task()
             assert task is not None
             self._loop.call_soon(_cancel_again, task, self._requests, self._cancelled.args)
