@@ -19,10 +19,10 @@ from anyio_uring import AsyncIoManager, open_uring
 CHUNK = 1 << 20
 
 
-def names_below(directory: str) -> list[str]:
-    """Return the paths of all regular files, in order."""
+def names_below(directory: str, failed: list[OSError]) -> list[str]:
+    """Return the paths of all regular files, in order; and what could not be listed."""
     found = []
-    for parent, _, names in os.walk(directory):
+    for parent, _, names in os.walk(directory, onerror=failed.append):
         paths = (os.path.join(parent, name) for name in names)
         found += [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
     return sorted(found, key=os.fsencode)
@@ -63,7 +63,10 @@ def progress_bar() -> AbstractContextManager[Any]:
 
 async def main(directory: str, *, tasks: int, driver: Any) -> int:
     """Hash all files and print them in order; return the exit status."""
-    paths = await anyio.to_thread.run_sync(names_below, directory)
+    failed: list[OSError] = []
+    paths = await anyio.to_thread.run_sync(names_below, directory, failed)
+    for error in failed:
+        print(f"{error.filename!r}: {error.strerror}", file=sys.stderr)
     digests: dict[str, str] = {}
     with progress_bar() as bar:
         shown = bar and bar.add_task("files", total=len(paths))
@@ -91,7 +94,7 @@ async def main(directory: str, *, tasks: int, driver: Any) -> int:
         if path in digests:
             sys.stdout.buffer.write(line_of(path, digests[path]))
     sys.stdout.flush()
-    return 0 if len(digests) == len(paths) else 1
+    return 1 if failed or len(digests) < len(paths) else 0
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Service:
             path = await anyio.to_thread.run_sync(self._path_of, name)
             # Whatever takes longer is cancelled, and nothing of it is left behind.
             with anyio.fail_after(self._timeout):
-                fd = await self._io.open(path, os.O_RDONLY)
+                fd = await self._io.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for its writer
                 try:
                     data = await self._io.read(fd, int(length), int(offset))
                 finally:

@@ -300,3 +300,20 @@ def test_a_terminal_sees_a_bar(source: Path, target: Path, recursive: bool) -> N
     assert b"copying" in shown
     assert "━".encode() in shown
     assert target.exists()
+
+
+@pytest.mark.anyio
+async def test_what_the_callers_functions_raise_ends_the_copy(io: AsyncIoManager, source: Path, target: Path) -> None:
+    """As it was raised, also if it looks like a file's error."""
+
+    def fails(*_: object) -> Any:
+        raise error
+
+    error: Exception = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught:
+        await copy_tree(source, target, ignore=fails, io=io)
+    assert caught.value is error
+    error = BrokenPipeError(32, "nobody reads it")
+    with pytest.raises(BrokenPipeError) as stopped:
+        await copy_tree(source, target / "again", progress=fails, io=io)
+    assert stopped.value is error

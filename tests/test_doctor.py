@@ -339,6 +339,17 @@ def test_a_wrong_command_has_status_2(arguments: list[str], capsys: pytest.Captu
     assert "usage: anyio-uring" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variable", ["LOG", "DRIVER"])
+@pytest.mark.parametrize("arguments", [["doctor"], ["cp", "a", "b"], ["demo"]], ids=lambda arguments: arguments[0])
+def test_a_bad_environment_has_status_2(
+    arguments: list[str], variable: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ANYIO_URING_{variable}", "foo")
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert f"ANYIO_URING_{variable} must be" in " ".join((printed.out + printed.err).split())
+
+
 def test_the_demonstration_copies_a_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "file").write_bytes(b"data" * 1000)

@@ -102,7 +102,7 @@ def test_checksums_say_what_could_not_be_read(backend: str, driver: str, tmp_pat
         """
 import contextlib, io, os, runpy
 walk, isfile = os.walk, os.path.isfile
-os.walk = lambda top: [*walk(top), (top, [], ["gone"])]
+os.walk = lambda top, onerror: [*walk(top, onerror=onerror), (top, [], ["gone"])]
 os.path.isfile = lambda path: path.endswith("gone") or isfile(path)
 program, sys.argv = sys.argv[1], sys.argv[1:]
 complaints = io.StringIO()
@@ -118,6 +118,11 @@ except SystemExit as exc:
     expected = f"{hashlib.sha256(b'content').hexdigest()}  {tmp_path}/good"
     assert printed.splitlines()[0] == expected
     assert printed.splitlines()[1] == f"1 '{tmp_path}/gone': No such file or directory"
+
+
+def test_checksums_of_no_directory(run: Any, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    assert run("checksums.py", missing) == (1, b"", f"{missing!r}: No such file or directory\n".encode())
 
 
 # --- the store ------------------------------------------------------------------------------------
@@ -212,6 +217,7 @@ def test_the_service_answers_many_clients(start: Any, tmp_path: Path) -> None:
     data = random.Random(3).randbytes(200_000)
     (tree / "data").write_bytes(data)
     (tmp_path / "secret").write_bytes(b"secret")
+    os.mkfifo(tree / "fifo")
     with start("service.py", tree, "--timeout", 0.5) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
@@ -229,6 +235,7 @@ def test_the_service_answers_many_clients(start: Any, tmp_path: Path) -> None:
         errors = {
             b"../secret 0 9": b"error: not in the directory\n",
             b"missing 0 9": b"error: No such file or directory\n",
+            b"fifo 0 9": b"0\n",
             b"data 0": b"error: not enough values to unpack (expected 3, got 2)\n",
             b"data 0 9999999": b"error: LENGTH is 0 to 1048576\n",
         }

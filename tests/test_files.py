@@ -631,3 +631,36 @@ async def test_text_and_binary_have_their_own_methods(path: Path) -> None:
                 await getattr(text, verb)(bytearray(3))
         for name in ("encoding", "errors", "newlines", "line_buffering"):
             assert not hasattr(binary, name)
+
+
+@asyncio_only
+async def test_a_native_cancellation_of_a_close_that_waits_for_a_pread(io: AsyncIoManager, tmp_path: Path) -> None:
+    """It writes and closes all the same, and is raised behind that."""
+    async with await open_file(tmp_path / "data", "w+b", io=io) as file:
+        await file.write(b"old")
+        await file.flush()
+        gate = anyio.Event()
+        raw = file._binary.raw
+        read = AsyncIoManager.read
+
+        async def waits(self: AsyncIoManager, *args: Any, **options: Any) -> bytes:
+            await gate.wait()
+            return await read(self, *args, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AsyncIoManager, "read", waits)
+            reader = asyncio.create_task(file.pread(3, 0))
+            await until(lambda: file._preads == 1)
+            await file.write(b" and new")
+            closing = asyncio.create_task(file.aclose())
+            await until(lambda: file.closed)
+            closing.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not closing.done()
+            gate.set()
+            assert await reader == b"old"
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        assert raw.is_closed
+        assert (tmp_path / "data").read_bytes() == b"old and new"

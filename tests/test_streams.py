@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io as stdio
 import itertools
 import os
@@ -19,7 +20,7 @@ from anyio.streams.text import TextReceiveStream
 
 from anyio_uring import AsyncIoManager, UringFileReadStream, UringFileWriteStream, _streams, open_uring
 
-from .helpers import in_flight, until
+from .helpers import asyncio_only, in_flight, until
 
 MIB = 1 << 20
 
@@ -450,3 +451,20 @@ async def test_behind_the_end_of_its_manager_a_stream_is_closed(path: Path, driv
     assert stream.extra(FileStreamAttribute.file).closed
     with pytest.raises(anyio.ClosedResourceError):
         await UringFileReadStream.from_path(path, io=io)
+
+
+@asyncio_only
+@pytest.mark.anyio
+async def test_a_native_cancellation_of_a_close_that_waits_for_another_task(io: AsyncIoManager, path: Path) -> None:
+    stream = await UringFileReadStream.from_path(path)
+    async with stream._file.lock:
+        closing = asyncio.create_task(stream.aclose())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        closing.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not closing.done()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert stream._file.file.closed

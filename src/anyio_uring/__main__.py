@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ._copy_command import cp
 from ._doctor_command import doctor
 from ._errors import BatchError
+from ._logs import configure
 from ._options import DEPTH_MAX, UringOptions
 
 
@@ -21,8 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
-    if command == "doctor":
+    if command == "doctor":  # which tells of a bad environment by itself
         return doctor(options["path"], as_json=options["json"])
+    try:
+        configure()
+        UringOptions()._with_driver_variable()
+    except ValueError as exc:
+        print(f"anyio-uring: {exc}", file=sys.stderr)
+        return 2
     if command == "cp":
         return cp(**options)
 

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+from contextlib import suppress
 from typing import Final
 
 import attrs
@@ -65,8 +66,9 @@ class FileCopy:
         """
         self._check()
         if self.is_link:
-            self._temporary = self._new_name()
-            os.symlink(os.readlink(self.source), self._temporary)
+            name = self._new_name()
+            os.symlink(os.readlink(self.source), name)
+            self._temporary = name
             return 0
         self._open()
         return self.size if self._clone() else self.copy_in_kernel(0)
@@ -201,7 +203,8 @@ class FileCopy:
         finally:
             if self._temporary is not None:
                 name, self._temporary = self._temporary, None
-                os.unlink(name)
+                with suppress(FileNotFoundError):  # somebody else has tidied up
+                    os.unlink(name)
 
     def _close(self) -> None:
         source_fd, self.source_fd = self.source_fd, -1

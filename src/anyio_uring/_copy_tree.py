@@ -104,7 +104,12 @@ class _TreeCopy:
                     room.release()
 
             while todo:
-                directories, files = await in_thread(partial(self.enter, todo.pop()))
+                try:
+                    directories, files = await in_thread(partial(self.enter, todo.pop()))
+                except Exception as exc:  # noqa: BLE001 - ignore()'s: raised behind the task group
+                    self.failures.append(exc)
+                    tasks.cancel_scope.cancel()
+                    break
                 todo += reversed(directories)
                 for file in files:
                     await room.acquire()
@@ -120,11 +125,17 @@ class _TreeCopy:
             self.done += done - before
             before = done
             if self.progress is not None:
-                self.progress(self.done)
+                try:
+                    self.progress(self.done)
+                except Exception as exc:
+                    self.failures.append(exc)
+                    raise
 
         try:
             await copy_file(source, target, follow_symlinks=not self.symlinks, progress=report, io=self.io)
         except OSError as exc:
+            if self.failures:  # progress() has raised it, not the file
+                raise
             self.done -= before
             self.errors.append((source, target, str(exc)))
 

@@ -250,7 +250,7 @@ async def _open_ring() -> tuple[UringFeatures | None, str | None]:
     try:
         async with open_uring(driver="uring") as io:
             return io.features, None
-    except UringUnavailableError as exc:
+    except (UringUnavailableError, ValueError) as exc:  # or a variable with a bad value
         return None, sentence(exc)
 
 

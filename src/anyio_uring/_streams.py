@@ -31,7 +31,7 @@ from ._buffers import SupportsBuffer
 from ._core import manager_for
 from ._manager import AsyncIoManager
 from ._requests import DISKS, file_type, status_flags
-from ._waiters import current_loop
+from ._waiters import current_loop, outlast
 
 ResultT = TypeVar("ResultT")
 StrPath = Union[str, "os.PathLike[str]"]
@@ -113,6 +113,8 @@ class UringFileReadStream(ByteReceiveStream):
             self._asked, self._window = end, _WINDOW_BYTES_MIN
             return  # The first read: perhaps the only one here.
         start = max(self._asked, end)
+        if start + self._window > OFFSET_MAX:
+            return  # where no file can have anything
         self._asked = start + self._window
         if not await self._is_cached(self._asked - 1):
             await _will_need(file.io, file.file, start, self._window)
@@ -315,10 +317,15 @@ class _OpenFile:
         self.is_closing = True
         if self.waiting is not None:
             self.waiting.cancel()
-        with anyio.CancelScope(shield=True):
-            async with self.lock:  # the file's number must mean nothing else before its operation has ended
-                await current_loop().run_in_thread(self.file.close, None, is_certain=True)
+        cancellations: list[BaseException] = []
+        await outlast(self._close, cancellations)
+        if cancellations:
+            raise cancellations[-1]
         await anyio.lowlevel.checkpoint_if_cancelled()
+
+    async def _close(self) -> None:
+        async with self.lock:  # the file's number must mean nothing else before its operation has ended
+            await current_loop().run_in_thread(self.file.close, None, is_certain=True)
 
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
         attributes: dict[Any, Callable[[], Any]] = {

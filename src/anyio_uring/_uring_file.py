@@ -21,6 +21,7 @@ from ._binary_file import BinaryFile
 from ._buffers import SupportsBuffer
 from ._manager import AsyncIoManager
 from ._text_file import TextFile
+from ._waiters import outlast
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -442,12 +443,13 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         has no positions (a pipe, a terminal), which could keep it waiting for ever.
         """
         cancellations: list[BaseException] = []
-        if await _outlast(self._stop, cancellations):
+        if await outlast(self._stop, cancellations):
+            await outlast(self._wait_for_preads, cancellations)
             raw = self._binary.raw
             try:
                 raw.leave_closed_manager()
                 if raw.is_seekable:
-                    await _outlast(self._stream.flush, cancellations)
+                    await outlast(self._stream.flush, cancellations)
                 else:
                     await self._stream.flush()
             finally:
@@ -457,15 +459,17 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         await self._checkpoint()  # C1
 
     async def _stop(self) -> bool:
-        """Let no new call begin, and wait for those that have; tell whether nobody else has done so."""
+        """Let no new call begin; tell whether nobody else has done so.  Behind the lock it waits for nothing."""
         async with self._lock:
             if self._is_closed:
                 return False
             self._is_closed = True
-        if self._preads:
+        return True
+
+    async def _wait_for_preads(self) -> None:
+        while self._preads:
             self._unused = anyio.Event()
             await self._unused.wait()
-        return True
 
     def __del__(self) -> None:
         raw = self._binary.raw
@@ -479,17 +483,6 @@ class UringFile(AsyncResource, Generic[AnyStr]):
 async def _checkpoint_in_budget(manager: AsyncIoManager) -> None:
     if manager._must_yield():
         await manager._checkpoint()
-
-
-async def _outlast(function: Callable[[], Coroutine[Any, Any, ResultT]], cancellations: list[BaseException]) -> ResultT:
-    """Await a function until it ends by itself, and take note of cancellations."""
-    while True:
-        try:
-            with anyio.CancelScope(shield=True):
-                return await function()
-        except anyio.get_cancelled_exc_class() as exc:
-            # A native one of asyncio's, which knows no shields and strikes once.
-            cancellations.append(exc)
 
 
 def _explicit(offset: int) -> int:

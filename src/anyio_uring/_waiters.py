@@ -29,7 +29,7 @@ import asyncio
 import concurrent.futures
 import sys
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, suppress
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
@@ -180,6 +180,21 @@ async def sleep(loop: Loop, sleeper: SleeperT, abort: Callable[[SleeperT], bool]
     except loop.cancelled as exc:
         sleeper.cancellation = await loop.outlast(sleeper, abort, exc)
     return sleeper.cancellation
+
+
+async def outlast(function: Callable[[], Coroutine[Any, Any, ResultT]], cancellations: list[BaseException]) -> ResultT:
+    """
+    Await a function until it ends by itself, and take note of cancellations.
+
+    :param function: called anew after each, so it must go on where it was
+    """
+    while True:
+        try:
+            with anyio.CancelScope(shield=True):
+                return await function()
+        except anyio.get_cancelled_exc_class() as exc:
+            # A native one of asyncio's, which knows no shields and strikes once.
+            cancellations.append(exc)
 
 
 def current_loop() -> Loop:
