@@ -1,6 +1,6 @@
 """The ring-owning task: in-flight table, life cycle of an operation, cancellation, draining.
 
-It knows ids, ints and events; it never sees bytes, paths or the meaning of an errno beyond
+It knows ids, ints and sleepers; it never sees bytes, paths or the meaning of an errno beyond
 "cancelled" and "ask again".  It works on any :class:`anyio_uring._driver.Driver`, so that the
 contract below is implemented once and holds on the ring and on threads alike.
 
@@ -11,7 +11,7 @@ The life of an operation::
                     cancelled:         cancelled:  cancelled: ASYNC_CANCEL, then wait on;
                     never happened     dropped     its own result decides (C5, C6)
 
-A batch is one operation with n members, n results and one event; a single read is a batch of one.
+A batch is one operation with n members, n results and one sleeper; a single read is a batch of one.
 Members go to the driver as room allows; all of them settle before the operation does.
 
 The contract.  Tests and asserts cite these numbers.

@@ -16,8 +16,10 @@ from typing import Any, Final, Union
 import attrs
 
 PREFIX: Final = "ANYIO_URING_"
-# Variables of the test runner, of testing.FakeRing, and of logging: they are no options.
-_NO_OPTIONS: Final = frozenset({"ANYIO_URING_EXPECT", "ANYIO_URING_FAKE_SEED", "ANYIO_URING_LOG"})
+# Variables of the test runner, of testing.FakeRing, of logging and of the build: they are no options.
+_NO_OPTIONS: Final = frozenset(
+    {"ANYIO_URING_EXPECT", "ANYIO_URING_FAKE_SEED", "ANYIO_URING_LOG", "ANYIO_URING_WITHOUT_EXTENSION"}
+)
 
 _UNITS: Final = {
     "": 1,

@@ -46,7 +46,6 @@ class Operation:
     is_awake: bool = False
     cancellation: Cancellation | None = None
     cancels_before: int = 0
-    requests_before: int = 0
     is_certain: bool = False  # no cancellation reaches it: a close
 
 
