@@ -664,3 +664,29 @@ async def test_a_native_cancellation_of_a_close_that_waits_for_a_pread(io: Async
                 await closing
         assert raw.is_closed
         assert (tmp_path / "data").read_bytes() == b"old and new"
+
+
+@asyncio_only
+@pytest.mark.parametrize("passes", range(12))
+async def test_a_cancelled_seek_of_a_text_file_has_not_moved(driver: Any, tmp_path: Path, passes: int) -> None:
+    """Also where it has to decode: of an encoding with a state, a position is a place in front of it and a count."""
+    letters = "".join(chr(0x3042 + i % 80) for i in range(300))
+    (tmp_path / "text").write_text(letters + "\n" + "plain\n" * 5000, encoding="utf-7")
+    async with (
+        open_uring(driver=driver, nowait=False) as io,
+        await open_file(tmp_path / "text", encoding="utf-7", io=io) as file,
+    ):
+        assert await file.read(100) == letters[:100]
+        place = await file.tell()
+        await file.seek(0, os.SEEK_END)
+        await file.seek(0)
+        assert await file.read(10) == letters[:10]
+        await file.readline()
+        before = await file.tell()
+        seeking = asyncio.create_task(file.seek(place))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        seeking.cancel()
+        moved = (await asyncio.gather(seeking, return_exceptions=True))[0] == place
+        assert await file.tell() == (place if moved else before)
+        assert (await file.readline()) == (letters[100:] + "\n" if moved else "plain\n")

@@ -20,11 +20,14 @@ from anyio_uring import (
     DurabilityLostError,
     FsyncMode,
     _append_log,
+    _path_calls,
     open_append_log,
     open_uring,
 )
 from anyio_uring._log_file import LogFile
 from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE
+from anyio_uring._performer import Performer
+from anyio_uring._requests import Opcode
 
 from .helpers import until
 from .log_helpers import Appends, Commits, contents, fails_to_sync, fails_to_write, watch, writes
@@ -373,3 +376,55 @@ async def test_a_manager_that_is_closed_under_the_log(driver: Any, tmp_path: Pat
         with pytest.raises(DurabilityLostError, match="the manager is closed"):
             await log.append(b"y")
         await opening.__aexit__(None, None, None)
+
+
+async def test_a_sync_beside_a_record_that_does_not_fit(io: AsyncIoManager, tmp_path: Path) -> None:
+    """The record's appender hears of it; who asked for a sync has what was acknowledged, and that is synced."""
+    async with open_append_log(tmp_path / "log", io=io, fsync=FsyncMode.NEVER) as log:
+        await log.append(b"before")
+        commits = watch(io)
+        gate = commits.hold()
+        synced: list[int] = []
+
+        async def sync() -> None:
+            synced.append(await log.sync())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.append, b"first")
+            await until(lambda: commits.held == 1)
+            commits.faults.append(None)
+            commits.faults.append(fails_to_write(errno.EFBIG))
+            appends = Appends(log)
+            tasks.start_soon(appends.append, b"too much")
+            tasks.start_soon(sync)
+            await until(lambda: log.statistics().waiting == 3)
+            commits.gate = None
+            gate.set()
+        assert isinstance(appends.errors[b"too much"], OSError)
+        assert [log.durable_end] == synced == [log.end]
+    assert [record for _, record in await contents(tmp_path / "log")] == [b"before", b"first"]
+
+
+async def test_what_was_allocated_before_room_ran_out_is_given_back(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ext4 keeps what fallocate(2) got, and the file is that long: the last room there is, which others want, too."""
+    surely = Performer.surely
+    failed = 0
+
+    async def runs_out(self: Performer, call: Any) -> int:
+        nonlocal failed
+        if call.opcode is not Opcode.FALLOCATE:
+            return await surely(self, call)
+        failed += 1
+        await surely(self, _path_calls.truncate(tmp_path / "log", 1 << 20))
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(Performer, "surely", runs_out)
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        for record in (b"1", b"2"):
+            await log.append(record)
+            assert (tmp_path / "log").stat().st_size == log.end
+    assert failed >= 2
+    assert (tmp_path / "log").stat().st_size == log.end
+    assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2"]

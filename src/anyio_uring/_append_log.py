@@ -397,7 +397,11 @@ class AppendLog:
         """Cut off what is not a whole record, let the appends fail that are not in the file; return the new end."""
         reached = commit.start + written.length
         end = max((step.end for step in commit.steps if step.end <= reached), default=commit.start)
-        self._fail([step for step in commit.steps if step.end > end], written.write_error)
+        # Who asked for a sync alone has lost nothing: what was acknowledged is in front of the cut.
+        behind = [step for step in commit.steps if step.end > end]
+        self._fail([step for step in behind if step.record is not None], written.write_error)
+        for step in behind:
+            step.end = end
         await self._file.cut(self._file.position(end))
         return end
 

@@ -277,6 +277,8 @@ class TextFile:
         return cookie
 
     async def _seek(self, position: TextPosition) -> None:
+        before, decoded = self.binary.position, (self._text, self._used, self._snapshot)
+        state = None if self._decoder is None else self._decoder.getstate()
         await self.binary.seek(position.offset)
         self._forget()
         if self._decoder is None or position == TextPosition(0):
@@ -284,7 +286,13 @@ class TextFile:
         self._decoder.setstate((b"", position.flags))
         self._snapshot = position.flags, b""
         if position.chars_to_skip:
-            data = await self.binary.read(position.bytes_to_feed)
+            try:
+                data = await self.binary.read(position.bytes_to_feed)
+            except BaseException:  # cancelled: it has not moved
+                self.binary.rewind(before)
+                self._text, self._used, self._snapshot = decoded
+                self._decoder.setstate(state)
+                raise
             self._text = self._decoder.decode(data, position.needs_end)
             self._snapshot = position.flags, data
             if len(self._text) < position.chars_to_skip:
