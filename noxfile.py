@@ -113,7 +113,17 @@ def filesystems(session: nox.Session) -> None:
     modules = [f"tests/test_{name}.py" for name in ON_FILESYSTEMS]
     for kind in ("ext4", "xfs", "btrfs", "tmpfs", "overlay"):
         session.log(f"the tests of {', '.join(ON_FILESYSTEMS)} on {kind}")
-        tests = ("python", "-m", "pytest", "-q", "--basetemp={}/tests", *modules, *session.posargs)
+        tests = (
+            "python",
+            "-m",
+            "pytest",
+            "-q",
+            "--basetemp={}/tests",
+            "-o",
+            "tmp_path_retention_policy=failed",
+            *modules,
+            *session.posargs,
+        )
         session.run("python", "-m", "tests.filesystems", kind, *tests, env=env)
 
 
