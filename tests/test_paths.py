@@ -186,6 +186,7 @@ async def test_statuses_leave_no_descriptor(io: AsyncIoManager, place: Path) -> 
     assert os.listdir("/proc/self/fd") == before
 
 
+@pytest.mark.anyio
 async def test_a_status_of_a_link(io: AsyncIoManager, place: Path) -> None:
     assert tuple(await io.stat(place / "link", follow_symlinks=False)) == tuple((place / "link").lstat())
     assert (await io.stat(os.fsencode(place / "dangling"), follow_symlinks=False)).st_size == len("nowhere")
