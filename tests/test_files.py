@@ -667,7 +667,7 @@ async def test_a_native_cancellation_of_a_close_that_waits_for_a_pread(io: Async
 
 
 @asyncio_only
-@pytest.mark.parametrize("passes", range(12))
+@pytest.mark.parametrize("passes", [0, 1, 2, 4, 6, 9])
 async def test_a_cancelled_seek_of_a_text_file_has_not_moved(driver: Any, tmp_path: Path, passes: int) -> None:
     """Also where it has to decode: of an encoding with a state, a position is a place in front of it and a count."""
     letters = "".join(chr(0x3042 + i % 80) for i in range(300))
