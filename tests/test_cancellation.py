@@ -10,7 +10,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1058,6 +1059,19 @@ def _certain_read(io: AsyncIoManager, fd: int) -> Any:
     return io._task.perform((Request(Opcode.READ, fd, bytearray(1), -1),), is_certain=True)
 
 
+@asynccontextmanager
+async def _expiring(kind: str, expire: list[Callable[[], Any]]) -> AsyncIterator[None]:
+    """A block that ends when it is told to, by a timeout of asyncio's or a scope of anyio's."""
+    if kind == "timeout":
+        async with asyncio.timeout(3600) as timeout:
+            expire.append(partial(timeout.reschedule, 0))
+            yield
+    else:
+        with anyio.CancelScope() as scope:
+            expire.append(scope.cancel)
+            yield
+
+
 @asyncio_only
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout() is of 3.11")
 @pytest.mark.parametrize("inner_kind", ["timeout", "scope"])
@@ -1065,16 +1079,9 @@ async def test_the_outer_of_two_cancellations_strikes_when_the_inner_is_withdraw
     io: AsyncIoManager, pipe: tuple[int, int], inner_kind: str
 ) -> None:
     async def work() -> None:
-        async with asyncio.timeout(3600) as outer:
-            expire.append(partial(outer.reschedule, 0))
-            if inner_kind == "timeout":
-                async with asyncio.timeout(3600) as inner:
-                    expire.append(partial(inner.reschedule, 0))
-                    await _certain_read(io, pipe[0])
-            else:
-                with anyio.CancelScope() as scope:
-                    expire.append(scope.cancel)
-                    await _certain_read(io, pipe[0])
+        async with _expiring("timeout", expire):
+            async with _expiring(inner_kind, expire):
+                await _certain_read(io, pipe[0])
             await asyncio.sleep(3600)
 
     expire: list[Callable[[], Any]] = []
@@ -1125,14 +1132,8 @@ async def test_a_cancellation_that_was_withdrawn_does_not_strike_again(
         pytest.skip("asyncio.timeout() is of 3.11")
 
     async def work() -> str:
-        if how == "timeout":
-            async with asyncio.timeout(3600) as timeout:
-                expire.append(partial(timeout.reschedule, 0))
-                await _certain_read(io, pipe[0])
-        else:
-            with anyio.CancelScope() as scope:
-                expire.append(scope.cancel)
-                await _certain_read(io, pipe[0])
+        async with _expiring(how, expire):
+            await _certain_read(io, pipe[0])
         for _ in range(10):
             await asyncio.sleep(0)
         return "went on"

@@ -102,7 +102,7 @@ class _Writer:
                 raise
             await self._sync_directory()
         finally:
-            await self._close(self.dir_fd)
+            await self.io._close_surely(self.dir_fd)
 
     async def _resolve(self, path: str) -> tuple[str, int | None]:
         """Return the path behind symbolic links, and the permissions of the file that is there."""
@@ -135,7 +135,7 @@ class _Writer:
                     await self._set_mode(fd, wanted)
                 await self.io.fsync(fd)  # not fdatasync(2), which leaves out the mode
             finally:
-                await self._close(fd)
+                await self.io._close_surely(fd)
         except BaseException:
             await self._unlink()
             raise
@@ -163,9 +163,6 @@ class _Writer:
         except OSError:
             # The disk is gone, or read-only by now; or somebody else has tidied up.
             return
-
-    async def _close(self, fd: int) -> None:
-        await self.io._performer.surely(_path_calls.close(fd))
 
     async def _sync_directory(self) -> None:
         """Make the rename durable, whatever is cancelled (C6)."""

@@ -640,9 +640,7 @@ class CompletionTask:
         elif self._is_closing and CANCELED in results:
             raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
 
-    async def _ask_again(
-        self, requests: Requests, results: list[int], *, is_chain: bool, is_certain: bool = False
-    ) -> None:
+    async def _ask_again(self, requests: Requests, results: list[int], *, is_chain: bool, is_certain: bool) -> None:
         """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""
         while again := [i for i, res in enumerate(results) if res < 0 and is_transient(requests[i], res)]:
             self._resubmissions += len(again)

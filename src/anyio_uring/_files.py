@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import anyio
 
-from . import _open_arguments, _path_calls
+from . import _open_arguments
 from ._binary_file import BinaryFile
 from ._core import manager_for
 from ._manager import AsyncIoManager
@@ -111,7 +111,7 @@ async def open_file(
         return UringFile(_open_stream(raw, arguments))
     except BaseException:
         if is_ours:
-            await manager._performer.surely(_path_calls.close(fd))
+            await manager._close_surely(fd)
         raise
 
 

@@ -195,19 +195,15 @@ class RegisteredFile:
 
     async def _retire(self) -> None:
         """Let go of what it referred to, once no operation has it; then the slot may change (C10)."""
-        for target in [*self._retiring]:
-            await target.unused()
-            if target in self._retiring:  # another call may have been first
-                self._retiring.remove(target)
-                try:
+        try:
+            for target in [*self._retiring]:
+                await target.unused()
+                if target in self._retiring:  # another call may have been first
+                    self._retiring.remove(target)
                     self._table.close(target)
-                finally:  # whatever close(2) says, the descriptor is gone
-                    self._settle()
-        self._settle()
-
-    def _settle(self) -> None:
-        if not self._retiring:
-            self._slot = self._table.settle(self._slot, self._target)
+        finally:  # whatever close(2) says, the descriptor is gone
+            if not self._retiring:
+                self._slot = self._table.settle(self._slot, self._target)
 
 
 class FileTable:

@@ -173,7 +173,7 @@ class LogFile:
 
     async def aclose(self) -> None:
         """Close it, which gives its lock back, in any case."""
-        await _close(self.io, self.fd)
+        await self.io._close_surely(self.fd)
 
 
 async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int) -> LogFile:
@@ -191,7 +191,7 @@ async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int
     except BaseException:
         with suppress(OSError):  # the error that led here says more than one of this
             await io._performer.surely(_path_calls.unlink(path, None))
-        await _close(io, fd)
+        await io._close_surely(fd)
         raise
     return file
 
@@ -223,13 +223,9 @@ async def open_log_file(io: AsyncIoManager, options: LogOptions) -> tuple[LogFil
         file = LogFile(io, options, fd, scanner.header)
         recovery = await _recover(file, scanner, records)
     except BaseException:
-        await _close(io, fd)
+        await io._close_surely(fd)
         raise
     return file, recovery
-
-
-async def _close(io: AsyncIoManager, fd: int) -> None:
-    await io._performer.surely(_path_calls.close(fd))
 
 
 def _rest(buffers: list[Any], count: int) -> list[memoryview]:
@@ -249,7 +245,7 @@ async def sync_directory(io: AsyncIoManager, path: str) -> None:
     try:
         await io.fsync(fd)
     finally:
-        await _close(io, fd)
+        await io._close_surely(fd)
 
 
 def _lock(fd: int, path: str) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Union
 
-from . import _path_calls
 from ._core import manager_for
 from ._log_scanner import LogScanner
 from ._manager import AsyncIoManager
@@ -108,7 +107,7 @@ class LogReader:
         self._ready = iter(())
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            await self._io._performer.surely(_path_calls.close(fd))
+            await self._io._close_surely(fd)
 
     async def __aenter__(self) -> LogReader:  # noqa: PYI034
         """Return itself; the file is opened for the first record."""

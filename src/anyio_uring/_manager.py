@@ -663,6 +663,10 @@ class AsyncIoManager:
         """
         await self._performer.call(_path_calls.close(fd), is_certain=True)
 
+    async def _close_surely(self, fd: int) -> None:
+        """Close what a function of several steps has opened, also if the manager's block has ended meanwhile."""
+        await self._performer.surely(_path_calls.close(fd))
+
     async def stat(
         self, path: Path | FileDescriptor, *, dir_fd: int | None = None, follow_symlinks: bool = True
     ) -> FileStatus:
