@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from anyio_uring import AsyncIoManager, BatchError, Instrument, OperationTrace, 
 from anyio_uring._requests import Opcode
 from anyio_uring._ring import UringDriver
 
-from .helpers import WITHOUT_DEBUG, in_flight
+from .helpers import WITHOUT_DEBUG, until
 
 COUNT = 10_000
 # Longer than a chunk's first read, and than one read at all.
@@ -198,21 +199,76 @@ async def test_no_more_than_depth_are_open_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.ring
 @pytest.mark.anyio
-async def test_a_cancellation_while_one_is_read_leaves_none_open(tmp_path: Path) -> None:
-    file, fifo = tmp_path / "file", tmp_path / "fifo"
+async def test_a_cancellation_while_one_is_waited_for_leaves_none_open(tmp_path: Path) -> None:
+    file, leased = tmp_path / "file", tmp_path / "leased"
     file.write_bytes(b"x")
+    leased.write_bytes(b"y")
+    holder = os.open(leased, os.O_RDWR)
+    before = signal.signal(signal.SIGIO, lambda *_: None)  # asked to give way, it does not
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        async with open_uring(driver="uring") as io:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(io.read_files, [file, leased, file])
+                # Of the leased one, which is the last to be opened.
+                await until(lambda: _targets().count(str(file)) == 2 and io.statistics().in_flight == 1)
+                tasks.cancel_scope.cancel()
+            assert tasks.cancel_scope.cancelled_caught
+            assert _targets().count(str(file)) == 0
+            assert _targets().count(str(leased)) == 1
+    finally:
+        os.close(holder)
+        signal.signal(signal.SIGIO, before)
+
+
+@pytest.mark.anyio
+async def test_what_a_fifo_has_no_data_for_is_not_waited_for(io: AsyncIoManager, path: Path, tmp_path: Path) -> None:
+    """The answers of descriptors with O_NONBLOCK, beside files in the same chunk."""
+    idle, written, forsaken = names = [tmp_path / name for name in ("idle", "written", "forsaken")]
+    for name in names:
+        os.mkfifo(name)
+    other_ends = [os.open(name, os.O_RDWR) for name in (idle, written)]
+    try:
+        os.write(other_ends[1], b"there is more to come")
+        results = await io.read_files([path, idle, written, forsaken, "/dev/null", tmp_path], return_exceptions=True)
+    finally:
+        for fd in other_ends:
+            os.close(fd)
+    content = path.read_bytes()
+    assert [result if isinstance(result, bytes) else _described(result)[1::2] for result in results] == [
+        content,
+        (errno.EAGAIN, str(idle)),
+        (errno.EAGAIN, str(written)),
+        b"",
+        b"",
+        (errno.EISDIR, str(tmp_path)),
+    ]
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_a_cancellation_while_a_thread_reads_leaves_none_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    other_end = os.open(fifo, os.O_RDWR)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(fd: int) -> bytes:
+        begun.set()
+        may_end.wait()
+        return os.read(fd, 1)
+
+    monkeypatch.setattr("anyio_uring._small_files._read_open", read_slowly)
     async with open_uring(driver="uring") as io:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(io.read_files, [file, fifo, file])
-            await in_flight(io, 1)  # of the FIFO, which has a writer and no data
-            assert _targets().count(str(file)) == 2
-            tasks.cancel_scope.cancel()
-        assert tasks.cancel_scope.cancelled_caught
-        assert _targets().count(str(file)) == 0
-        assert _targets().count(str(fifo)) == 1
-    os.close(other_end)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(io.read_files, [fifo])
+                await until(begun.is_set)
+                assert _targets().count(str(fifo)) == 1
+                scope.cancel()
+                may_end.set()
+        assert _targets().count(str(fifo)) == 0
 
 
 @pytest.mark.anyio
