@@ -233,6 +233,32 @@ async def test_a_registered_file(fd: int, io: AsyncIoManager) -> None:
         await reader.read(8, 4)
 
 
+@pytest.mark.parametrize("first", ["short", "refused"])
+async def test_bytes_of_two_files_are_never_joined(
+    fd: int, io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """A registered file is updated behind a span's first read; what is left to do is not done on the other file."""
+    (tmp_path / "other").write_bytes(b"x" * SIZE)
+    read_batch = AsyncIoManager.read_batch
+
+    async def updating(self: AsyncIoManager, requests: Any, **keywords: Any) -> Any:
+        results = await read_batch(self, requests, **keywords)
+        await file.update(other)
+        return [data[:7] if first == "short" else OSError(errno.EIO, "a bad block") for data in results]
+
+    other = os.open(tmp_path / "other", os.O_RDONLY)
+    try:
+        async with io.register_files([fd]) as (file,):
+            reader = ColdTierReader(file, io=io)
+            with monkeypatch.context() as patch:
+                patch.setattr(AsyncIoManager, "read_batch", updating)
+                with pytest.raises(anyio.ClosedResourceError, match="updated while a part"):
+                    await reader.read_batch([(0, 4), (4, 8)], return_exceptions=True)
+            assert await reader.read_batch([(0, 4), (4, 8)]) == [b"x" * 4, b"x" * 8]
+    finally:
+        os.close(other)
+
+
 async def test_of_a_direct_descriptor_whole_blocks_are_read(path: Path, io: AsyncIoManager) -> None:
     os.truncate(path, 60 * 1024 + 3)
     content = b"".join(map(_word, range(15360))) + _word(15360)[:3]

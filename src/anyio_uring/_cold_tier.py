@@ -19,7 +19,7 @@ from . import _arguments, _direct
 from ._arguments import OFFSET_MAX, FileDescriptor
 from ._core import manager_for
 from ._manager import AsyncIoManager
-from ._requests import is_direct
+from ._requests import HasFileno, is_direct
 
 # A gap costs its bytes, an operation of its own some microseconds: as much as copying a few pages.
 _GAP_MAX: Final = 4096
@@ -170,6 +170,8 @@ class ColdTierReader:
         :raises ValueError: if a request is not inside the extent; nothing is read then
         :raises BatchError: after all have settled, if one failed; it carries every result.  Where a read for
             several requests fails, each is read alone, so that a bad block fails none but those who asked for it
+        :raises anyio.ClosedResourceError: if a :class:`RegisteredFile` was updated, and more than one operation was
+            needed: bytes of two files are not joined
 
         If it raises the cancellation, at least one read did not happen.
         """
@@ -186,10 +188,12 @@ class ColdTierReader:
         self._coalesced += len(wanted) - len(spans)
         self._bytes_asked += sum(end - start for start, end in ranges)
         results: list[bytes | OSError] = [b""] * len(ranges)
-        failed = await self._read_spans(io, spans, ranges, results)
+        _, before = _arguments.descriptor(self._fd)
+        failed = await self._read_spans(io, spans, ranges, results, before)
         alone = [Span(*_widened(ranges[i], unit), [i]) for i in failed]
         if alone:
-            await self._read_spans(io, alone, ranges, results)
+            self._check_unchanged(before)
+            await self._read_spans(io, alone, ranges, results, before)
         return _arguments.settled("read_batch", results, return_exceptions=return_exceptions)
 
     # --- inside ---------------------------------------------------------------------------------
@@ -222,8 +226,17 @@ class ColdTierReader:
         number, _ = _arguments.descriptor(self._fd)
         return io.direct_alignment(self._fd).offset if is_direct(number) else 1
 
+    def _check_unchanged(self, before: HasFileno | None) -> None:
+        if _arguments.descriptor(self._fd)[1] is not before:
+            raise anyio.ClosedResourceError("this registered file was updated while a part of it had been read")
+
     async def _read_spans(
-        self, io: AsyncIoManager, spans: list[Span], ranges: list[tuple[int, int]], results: list[bytes | OSError]
+        self,
+        io: AsyncIoManager,
+        spans: list[Span],
+        ranges: list[tuple[int, int]],
+        results: list[bytes | OSError],
+        before: HasFileno | None,
     ) -> list[int]:
         """Read spans, fill in their members' results, and return the members of failed spans that have several."""
         fd = self._fd
@@ -235,7 +248,7 @@ class ColdTierReader:
             outcomes[index] = b""  # let go of its bytes as soon as its members have theirs
             if isinstance(outcome, bytes):
                 self._bytes_read += len(outcome)
-                outcome = await self._completed(io, span, outcome, max(ranges[i][1] for i in span.members))
+                outcome = await self._completed(io, span, outcome, max(ranges[i][1] for i in span.members), before)
             if isinstance(outcome, bytes):
                 for i in span.members:
                     start, end = ranges[i]
@@ -246,11 +259,14 @@ class ColdTierReader:
                 results[span.members[0]] = outcome
         return failed
 
-    async def _completed(self, io: AsyncIoManager, span: Span, data: bytes, end: int) -> bytes | OSError:
+    async def _completed(
+        self, io: AsyncIoManager, span: Span, data: bytes, end: int, before: HasFileno | None
+    ) -> bytes | OSError:
         """Return a span's bytes, up to ``end`` at least, or why they are not to be had."""
         have = span.start + len(data)
         if have >= end:
             return data
+        self._check_unchanged(before)
         self._operations += 1
         try:
             rest = await self._read_rest(io, have, end)
