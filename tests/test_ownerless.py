@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from pathlib import Path
@@ -145,6 +146,34 @@ async def test_what_is_not_ready_is_waited_for(pipe: tuple[int, int]) -> None:
         os.close(other[0])
         os.close(other[1])
     assert results == [b"a", b"b"]
+
+
+async def test_where_no_descriptor_is_free_to_wait_with_it_is_an_error(
+    pipe: tuple[int, int], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no busy loop; what has a result keeps it."""
+    io = _without_page_cache()
+
+    def refuses(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with open(path, "rb") as file, monkeypatch.context() as patch:
+        patch.setattr(os, "dup", refuses)
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            await io.read(pipe[0], 1, -1)
+        results = await io.read_batch([(pipe[0], 1, -1), (file, 4, 4)], return_exceptions=True)
+        assert results[1] == b"\0\0\0\1"
+        assert isinstance(results[0], OSError)
+        assert results[0].errno == errno.EMFILE
+        chain = io.chain()
+        await chain.__aenter__()
+        chain.read(pipe[0], 1, -1)
+        chain.read(file, 4, 0)
+        with pytest.raises(ChainError) as caught:
+            await chain.__aexit__(None, None, None)
+        assert (caught.value.index, caught.value.errno) == (0, errno.EMFILE)
+    os.write(pipe[1], b"x")
+    assert await io.read(pipe[0], 1, -1) == b"x"
 
 
 class _Held:

@@ -192,10 +192,16 @@ class OwnerlessExecutor:
             job = partial(_carry_out_ready, requests, results, is_chain=is_chain)
             tried = await self._loop.run_in_thread(job, self._limiter, is_certain=is_certain)
             self._enters += tried
-            left = [requests[i] for i, res in enumerate(results) if res is None]
+            left = [i for i, res in enumerate(results) if res is None]
             if not left:
                 return
-            await _wait_for_any(left[:1] if is_chain else left)
+            awaited = left[:1] if is_chain else left
+            try:
+                await _wait_for_any([requests[i] for i in awaited])
+            except OSError as exc:  # no descriptor is free to wait with: an error of those, for others have results
+                for i in awaited:
+                    results[i] = -(exc.errno or errno.EIO)
+                return
 
 
 def _carry_out_ready(requests: Requests, results: list[int | None], *, is_chain: bool) -> int:
@@ -224,8 +230,10 @@ async def _wait_for_any(requests: Sequence[AnyRequest]) -> None:
             try:
                 # An event loop takes one waiter for each descriptor, so every waiter has its own.
                 twin = os.dup(request.fd)
-            except OSError:
-                return  # closed meanwhile: the next attempt says so
+            except OSError as exc:
+                if exc.errno == errno.EBADF:
+                    return  # closed meanwhile: the next attempt says so
+                raise
             twins.callback(os.close, twin)
             waits.append(partial(anyio.wait_readable if request.opcode in _READS else anyio.wait_writable, twin))
         if len(waits) == 1:
