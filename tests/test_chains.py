@@ -298,6 +298,20 @@ async def test_the_error_says_what_was_short(io: AsyncIoManager, path: Path) -> 
         assert at_the_end.results == [1, os.pread(file.fileno(), 5, size - 4)]
 
 
+async def test_members_at_the_file_position_follow_one_another(io: AsyncIoManager, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        async with io.chain() as chain:
+            for letter in b"ABC":
+                chain.write(file, bytes([letter]) * 4096, -1)
+        assert chain.results == [4096] * 3
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 3 * 4096
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        async with io.chain() as chain:
+            for _ in range(3):
+                chain.read(file, 4096, -1)
+        assert chain.results == [bytes([letter]) * 4096 for letter in b"ABC"]
+
+
 async def test_a_block_that_raises_submits_nothing(io: AsyncIoManager, path: Path) -> None:
     before, data, chain = io.statistics().submissions, bytearray(b"abc"), io.chain()
     with path.open("r+b") as file:

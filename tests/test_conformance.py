@@ -626,6 +626,13 @@ async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: Async
         (lambda io, fd: io.readinto_batch([(fd, b"r", 0)]), ValueError, "readinto_batch: request 0 .* writable"),
         (lambda io, fd: io.write_batch([(fd, b"", 0), 7]), TypeError, "write_batch: request 1"),
         (lambda io, fd: io.fsync_batch([None]), TypeError, "fd must be"),
+        (
+            lambda io, fd: io.read_batch([(fd, 4, -1), (fd, 4, 0), (fd, 4, -1)]),
+            ValueError,
+            r"read_batch: 2 requests at offset -1 of descriptor \d+: .*: give each an offset of its own",
+        ),
+        (lambda io, fd: io.readinto_batch([(fd, bytearray(4), -1)] * 8), ValueError, "readinto_batch: 8 requests at"),
+        (lambda io, fd: io.write_batch([(fd, b"x", -1), (fd, b"y", -1)]), ValueError, "write_batch: 2 requests at"),
     ],
 )
 async def test_a_callers_mistake_is_told_before_the_kernel_sees_it(
@@ -635,6 +642,37 @@ async def test_a_callers_mistake_is_told_before_the_kernel_sees_it(
     with pytest.raises(error, match=message):
         await call(io, fd)
     assert io.statistics() == before
+
+
+@pytest.mark.anyio
+async def test_a_batch_lets_go_of_what_it_was_refused_for(io: AsyncIoManager, fd: int) -> None:
+    memory = bytearray(b"data")
+    with pytest.raises(ValueError, match="2 requests at offset -1"):
+        await io.write_batch([(fd, memory, -1)] * 2)
+    memory.append(1)
+    assert os.lseek(fd, 0, os.SEEK_CUR) == 0
+
+
+@pytest.mark.anyio
+async def test_a_batch_at_positions_that_do_not_collide(
+    io: AsyncIoManager, fd: int, path: Path, pipe: tuple[int, int]
+) -> None:
+    """One for each file; and as many as you like of what appends, and of what has no position."""
+    other = os.open(path, os.O_RDONLY)
+    appending = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.lseek(other, 40, os.SEEK_SET)
+        assert await io.read_batch([(fd, 4, -1), (fd, 4, 80), (other, 4, -1)]) == [
+            i.to_bytes(4, "big") for i in (0, 20, 10)
+        ]
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 4
+        assert await io.write_batch([(appending, bytes([i]) * 4, -1) for i in range(8)]) == [4] * 8
+    finally:
+        os.close(other)
+        os.close(appending)
+    assert sorted(path.read_bytes()[-32:]) == [i for i in range(8) for _ in range(4)]
+    assert await io.write_batch([(pipe[1], b"ab", -1)] * 3) == [2] * 3
+    assert await io.read_batch([(pipe[0], 2, -1)] * 3) == [b"ab"] * 3
 
 
 @pytest.mark.anyio

@@ -241,6 +241,32 @@ async def test_the_file_position_moves(io: AsyncIoManager, fd: int, file: Path) 
     assert os.lseek(fd, 0, os.SEEK_CUR) == os.fstat(fd).st_size == 57344
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["", "append"])
+async def test_one_at_a_time_at_the_file_position(io: AsyncIoManager, file: Path, flags: int) -> None:
+    """Several in a batch or chain would be given, or write, the same bytes on the ring."""
+    fd = _open_direct(file, os.O_RDWR | flags)
+    page = aligned_buffer(4096)
+    before = io.statistics().submissions
+    try:
+        with pytest.raises(ValueError, match="2 requests at offset -1"):
+            await io.write_batch([(fd, page, -1), (fd, page, -1)])
+        chain = io.chain()
+        await chain.__aenter__()
+        chain.read(fd, 4096, -1)
+        chain.read(fd, 4096, 4096)
+        memory = bytearray(4096)
+        for verb in (chain.write, chain.readinto):
+            with pytest.raises(ValueError, match=r"at offset -1 of descriptor \d+: it has O_DIRECT"):
+                verb(fd, memory, -1)
+        memory.append(1)
+        assert io.statistics().submissions == before
+        await chain.__aexit__(None, None, None)
+        assert chain.results == [DATA[:4096], DATA[4096:8192]]
+    finally:
+        os.close(fd)
+
+
 async def _make_known(io: AsyncIoManager, fd: int) -> None:
     """Read until a read has been refused: memory can be aligned by chance."""
     kept: list[bytearray] = []

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import operator
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Union
 
-from . import _buffers, _flags
+from . import _buffers, _direct, _flags
 from ._buffers import SupportsBuffer
 from ._errors import BatchError, describe
 from ._fixed_files import RegisteredFile
-from ._requests import FSYNC_DATASYNC, HasFileno, Opcode, Request
+from ._requests import DISKS, FSYNC_DATASYNC, WRITES, HasFileno, Opcode, Request, file_type, is_direct
 
 FileDescriptor = Union[int, HasFileno]
 
@@ -22,6 +23,7 @@ FD_MAX: Final = 2**31 - 1
 OFFSET_MAX: Final = 2**63 - 1
 # Half the address space; beyond it there is no memory object.
 _LENGTH_MAX: Final = 2**63 - 1
+_OFFSET: Final = operator.attrgetter("offset")
 
 
 def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
@@ -145,11 +147,33 @@ def batch(
             except (TypeError, ValueError) as exc:
                 kind = TypeError if isinstance(exc, TypeError) else ValueError
                 raise kind(f"{verb}: request {len(requests)} {shape}: {exc}") from exc
+        if requests and min(map(_OFFSET, requests)) < 0:
+            _check_positions(verb, requests)
     except BaseException:
         for request in requests:
             request.release()
         raise
     return requests
+
+
+def _check_positions(verb: str, requests: list[Request]) -> None:
+    """
+    Refuse a batch with several members at the position of one disk file.
+
+    They run at the same time, and the kernel reads the position when one begins and moves it when it has ended: on
+    the ring several would be given, or write, the same bytes (seen on Linux 6.18).  Writes that append have places
+    of their own, unless they are direct.
+    """
+    operation = requests[0]  # they are all of one kind
+    for fd, count in Counter(request.fd for request in requests if request.offset < 0).items():
+        if count < 2 or file_type(fd) not in DISKS:
+            continue
+        if operation.opcode in WRITES and _direct.appends(fd, operation.op_flags) and not is_direct(fd):
+            continue
+        raise ValueError(
+            f"{verb}: {count} requests at offset -1 of descriptor {fd}: they run at the same time, and a file has one "
+            "position: give each an offset of its own, or await one after the other"
+        )
 
 
 def views(buffers: Iterable[Any], make: Callable[[Any, str], memoryview]) -> list[memoryview]:

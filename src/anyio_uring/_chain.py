@@ -15,7 +15,7 @@ from ._arguments import FileDescriptor
 from ._buffers import SupportsBuffer
 from ._errors import ChainError
 from ._executor import Executor
-from ._requests import Request
+from ._requests import Request, is_direct
 
 
 class Chain:
@@ -31,7 +31,8 @@ class Chain:
     behind it do not happen, and :class:`ChainError` says where and why.
 
     **Limits.** As many members as ``depth`` at most; each is one operation, so no more than 0x7ffff000
-    bytes (2 GiB - 4 KiB) and 1024 buffers.
+    bytes (2 GiB - 4 KiB) and 1024 buffers.  Of a descriptor with ``O_DIRECT`` one member at offset -1: the ring
+    would not have moved the position for a second one (a :class:`ValueError`).
 
     **Cancellation.** If the end of the block raises it, at least one member did not happen; those
     before it did.  If everything happened all the same, the results are kept, and the cancellation
@@ -131,6 +132,13 @@ class Chain:
         if request.is_long:
             request.release()
             raise ValueError(f"{verb}() of a chain takes at most 0x7ffff000 bytes and 1024 buffers: split it")
+        at_position = (other.fd for other in self._requests if other.offset < 0)
+        if request.offset < 0 and is_direct(request.fd) and request.fd in at_position:
+            request.release()
+            raise ValueError(
+                f"{verb}() of a chain, at offset -1 of descriptor {request.fd}: it has O_DIRECT and another member "
+                "at offset -1, which does not move the position on the ring: give each an offset of its own"
+            )
         self._requests.append(request)
         self._verbs.append(verb)
         self._finishes.append(finish)

@@ -45,7 +45,9 @@ class AsyncIoManager:
     open until the call returns; an object is kept alive meanwhile, and must not be closed.
 
     **Offsets.** Bytes from the start of the file; -1 means "at the file position", which the kernel
-    then advances.  Pipes, sockets and terminals have no positions and ignore the offset.
+    then advances.  Pipes, sockets and terminals have no positions and ignore the offset.  In a batch one
+    request may be at the position of a disk file: they run at the same time.  Writes that append (``O_APPEND``,
+    ``RWF_APPEND``) may be several, unless the file has ``O_DIRECT``.
 
     **Cancellation.** Every method is a checkpoint.  If it raises the cancellation, the operation did
     not happen (methods made of several operations say so).  If the operation could not be stopped
@@ -463,6 +465,7 @@ class AsyncIoManager:
         :param flags: :class:`RwFlags`, or ``os.RWF_*``, of each
         :return: what each request gave, in request order; short as :meth:`read` may be
         :raises BatchError: after all have settled, if one failed; it carries every result
+        :raises ValueError: also if several are at offset -1 of one disk file; nothing is asked then
 
         If it raises the cancellation, at least one request did not happen; the others are done with.
         """
@@ -511,6 +514,7 @@ class AsyncIoManager:
         :param flags: :class:`RwFlags`, or ``os.RWF_*``, of each
         :return: bytes read for each request, in request order
         :raises BatchError: after all have settled, if one failed; it carries every result
+        :raises ValueError: also if several are at offset -1 of one disk file; nothing is asked then
 
         If it raises the cancellation, at least one request did not happen; the others are done with.
         """
@@ -564,6 +568,7 @@ class AsyncIoManager:
         :param flags: :class:`RwFlags`, or ``os.RWF_*``, of each
         :return: bytes written for each request, in request order; possibly fewer than given
         :raises BatchError: after all have settled, if one failed; it carries every result
+        :raises ValueError: also if several are at offset -1 of one disk file and do not append; nothing is asked then
 
         If it raises the cancellation, at least one request did not happen; others may be in the file.
         """
