@@ -477,6 +477,12 @@ async def test_what_cannot_be_asked(io: AsyncIoManager) -> None:
         (TypeError, lambda: io.unlink("a", dir_fd="b")),  # type: ignore[arg-type]
         (TypeError, lambda: io.unlink(3)),  # type: ignore[arg-type]
         (TypeError, lambda: io.close("a")),  # type: ignore[arg-type]
+        (TypeError, lambda: io.close(True)),
+        (TypeError, lambda: io.open("a", dir_fd=True)),
+        (TypeError, lambda: io.stat("a", dir_fd=True)),
+        (TypeError, lambda: io.unlink("a", dir_fd=False)),
+        (TypeError, lambda: io.rename("a", "b", src_dir_fd=False)),
+        (TypeError, lambda: io.link("a", "b", dst_dir_fd=True)),
         (TypeError, lambda: io.setxattr("a", "user.b", "text")),  # type: ignore[arg-type]
     ]
     for kind, call in wrong:

@@ -94,7 +94,7 @@ def open_file(path: Path, flags: int, mode: int, dir_fd: int | None, *, direct: 
 
 
 def close(fd: int) -> Call:
-    number = _int("fd", fd, -FD_MAX, FD_MAX)
+    number = _number("fd", fd)
     return Call(Opcode.CLOSE, max(number, -1), _numbered(os.close, number))
 
 
@@ -271,7 +271,14 @@ def _path(value: Any) -> tuple[str | bytes, bytes]:
 
 
 def _directory(dir_fd: int | None) -> int:
-    return AT_FDCWD if dir_fd is None else _int("dir_fd", dir_fd, -FD_MAX, FD_MAX)
+    return AT_FDCWD if dir_fd is None else _number("dir_fd", dir_fd)
+
+
+def _number(what: str, fd: int) -> int:
+    """Return a descriptor given as a plain number; a bool is a mistake, as elsewhere."""
+    if isinstance(fd, bool):
+        raise TypeError(f"{what} must be an int, not bool")
+    return _int(what, fd, -FD_MAX, FD_MAX)
 
 
 def _descriptor(
