@@ -226,6 +226,17 @@ async def test_write_all_without_waiting_says_how_far_it_came(io: AsyncIoManager
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("flags", [RwFlags.NOWAIT, RwFlags.SYNC, 1 << 30])
+async def test_a_failed_batch_lets_go_of_its_buffers(io: AsyncIoManager, pipe: tuple[int, int], flags: int) -> None:
+    """Also while its traceback is alive."""
+    buffer = bytearray(10)
+    with pytest.raises((BatchError, ValueError)) as caught:
+        await io.readinto_batch([(pipe[1], buffer, 0)], flags=flags)
+    buffer.append(1)  # BufferError if something still exported it
+    assert caught.tb is not None
+
+
+@pytest.mark.anyio
 async def test_nowait_errors_are_those_of_the_system_call(io: AsyncIoManager, tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         await io.read(1 << 20, 10, 0, flags=RwFlags.NOWAIT)

@@ -521,8 +521,8 @@ class AsyncIoManager:
         self._task.check()
         items = list(requests)
         plain = _arguments.columns(items)
-        views = _buffers.plain_views(plain[1]) if plain else None
-        if plain and views and not flags:
+        views = _buffers.plain_views(plain[1]) if plain and not flags else None
+        if plain and views:
             fds, _, offsets = plain
             memories = Memories(views, [*map(len, views)])
             try:
