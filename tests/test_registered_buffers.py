@@ -315,6 +315,7 @@ async def test_no_release_while_a_slice_is_alive(io: AsyncIoManager, file: int, 
                 with pytest.raises(BufferError, match="a slice of its view is alive"):
                     buffer.release()
             assert pool.available == 0
+            assert await io.readinto(file, buffer.view, 4) == 16
             assert await io.readinto(file, buffer, 4) == 16
             assert memoryview(held).nbytes
             assert buffer.view == os.pread(file, 16, 4)

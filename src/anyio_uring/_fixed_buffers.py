@@ -116,7 +116,8 @@ class FixedBuffer:
         Give it back to the pool; :attr:`view` cannot be used any more then.
 
         :raises BufferError: if an operation with it is in flight, or a slice of its view (or an array made
-            of it) is alive; it stays acquired then
+            of it) is alive; it stays acquired then.  A :attr:`view` that was kept from before may have been released
+            all the same, which shows whether there are slices: take it anew
         :raises ValueError: if it was released before
         :raises RuntimeError: in another thread
         """
