@@ -599,6 +599,9 @@ async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: Async
     ("call", "error", "message"),
     [
         (lambda io, fd: io.read(fd, -1, 0), ValueError, "length must be between 0"),
+        (lambda io, fd: io.read(fd, 2**63 - 1, 0), ValueError, "length must be between 0"),
+        (lambda io, fd: io.read_exactly(fd, 2**63 - 34, 0), ValueError, "length must be between 0"),
+        (lambda io, fd: io.read_batch([(fd, 2**63 - 34, 0)]), ValueError, "length must be between 0"),
         (lambda io, fd: io.read(fd, 1, -2), ValueError, "offset must be -1"),
         (lambda io, fd: io.read(fd, 1, 1 << 63), ValueError, "offset must be -1"),
         (lambda io, fd: io.read(fd, 1.5, 0), TypeError, "float"),
@@ -676,9 +679,11 @@ async def test_a_batch_at_positions_that_do_not_collide(
 
 
 @pytest.mark.anyio
-async def test_a_length_that_memory_cannot_hold(io: AsyncIoManager, fd: int) -> None:
-    with pytest.raises(MemoryError):
-        await io.read(fd, 1 << 60, 0)
+@pytest.mark.parametrize("length", [1 << 60, (1 << 62) - 1])
+async def test_a_length_that_memory_cannot_hold(io: AsyncIoManager, fd: int, length: int) -> None:
+    for verb in (io.read, io.read_exactly):
+        with pytest.raises(MemoryError):
+            await verb(fd, length, 0)
     assert await io.read(fd, 4, 4) == b"\0\0\0\1"
 
 

@@ -21,8 +21,10 @@ FileDescriptor = Union[int, HasFileno]
 
 FD_MAX: Final = 2**31 - 1
 OFFSET_MAX: Final = 2**63 - 1
-# Half the address space; beyond it there is no memory object.
 _LENGTH_MAX: Final = 2**63 - 1
+# An object of so many bytes has a size that Python can hold, with its head and its alignment: what there is no memory
+# for is a MemoryError, whoever makes it.
+_READ_MAX: Final = 2**62 - 1
 _OFFSET: Final = operator.attrgetter("offset")
 
 
@@ -61,18 +63,18 @@ def offset(value: int) -> int:
     return value
 
 
-def length(value: int) -> int:
-    """Return a number of bytes to read."""
+def length(value: int, highest: int = _LENGTH_MAX) -> int:
+    """Return a number of bytes."""
     value = operator.index(value)
-    if not 0 <= value <= _LENGTH_MAX:
-        raise ValueError(f"length must be between 0 and {_LENGTH_MAX}, not {value}")
+    if not 0 <= value <= highest:
+        raise ValueError(f"length must be between 0 and {highest}, not {value}")
     return value
 
 
 def read(fd: FileDescriptor, length_: int, offset_: int) -> tuple[int, HasFileno | None, int, int]:
     """Return what a read is asked with: descriptor, its owner, length and offset."""
     number, file = descriptor(fd)
-    return number, file, length(length_), offset(offset_)
+    return number, file, length(length_, _READ_MAX), offset(offset_)
 
 
 # Of a verb's arguments: what goes wrong here has not reached a driver.
