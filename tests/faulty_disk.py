@@ -101,6 +101,10 @@ class FaultyDisk:
         """Let go of what is held."""
         self._tell("release")
 
+    def expired(self) -> list[str]:
+        """Return what was held for so long that it failed by itself, since the last :meth:`reset`."""
+        return list(self._tell("expired"))
+
     def tree(self) -> dict[str, bytes]:
         """Return ``{path below the mount: content}`` as the server has it, also while it is down."""
         return {path[1:]: content.encode("latin-1") for path, content in self._tell("tree").items()}

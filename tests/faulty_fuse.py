@@ -76,6 +76,7 @@ class Faults:
     read_max: int | None = None
     held: set[str] = attrs.field(factory=set)
     waiting: list[str] = attrs.field(factory=list)
+    expired: list[str] = attrs.field(factory=list)
 
     @contextmanager
     def operation(self, name: str, touched: range | None = None) -> Iterator[None]:
@@ -85,6 +86,7 @@ class Faults:
                 self.waiting.append(name)
                 self.lock.notify_all()
                 if not self.lock.wait_for(lambda: name not in self.held, _HELD_MAX):
+                    self.expired.append(name)
                     raise _error(errno.ETIMEDOUT)
             if name in COUNTED:
                 if self.crash_at is not None and len(self.seen) == self.crash_at[0] and not self.is_down:
@@ -326,6 +328,7 @@ class Control:
         faults.seen.clear()
         faults.faults.clear()
         faults.held.clear()
+        faults.expired.clear()
         faults.crash_at = faults.space = faults.write_max = faults.read_max = None
         faults.lock.notify_all()
 
@@ -361,6 +364,9 @@ class Control:
     def release(self) -> None:
         self._faults.held.clear()
         self._faults.lock.notify_all()
+
+    def expired(self) -> list[str]:
+        return self._faults.expired
 
     def tree(self) -> dict[str, Any]:
         """Return every name with its content, past every cache and fault."""

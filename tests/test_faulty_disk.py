@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from anyio_uring import AsyncIoManager, RwFlags, open_uring
+from anyio_uring import AsyncIoManager, RwFlags, open_file, open_uring
 
 from . import faulty_disk as module
 from .faulty_disk import FaultyDisk, faulty_disk
-from .helpers import in_flight
+from .helpers import in_flight, until
 
 pytestmark = [
     pytest.mark.anyio,
@@ -259,6 +261,40 @@ async def test_reads_wait_until_they_are_let_go(disk: FaultyDisk, io: AsyncIoMan
     assert results == [b"0123"]
     for each in (fd, file):
         os.close(each)
+
+
+async def _read_all(io: AsyncIoManager, path: Path) -> None:
+    async with await open_file(path, "rb", io=io) as file:
+        assert await file.read() == bytes(1 << 20)
+
+
+async def _ask_alignment(io: AsyncIoManager, fd: int) -> None:
+    io.direct_alignment(fd)
+
+
+@pytest.mark.parametrize("verb", ["write", "large_read", "alignment", "file"])
+async def test_the_event_loop_waits_for_no_server(disk: FaultyDisk, io: AsyncIoManager, verb: str) -> None:
+    """``fstat(2)`` asks it, on FUSE and NFS: with one on its thread, the loop would stand still as long as that takes."""
+    fd = _saved(disk.path / "file", bytes(1 << 20))
+    operations: dict[str, Callable[[], Awaitable[object]]] = {
+        "write": lambda: io.write(fd, b"A", 0),
+        "large_read": lambda: io.read(fd, 1 << 20, 0),
+        "alignment": partial(_ask_alignment, io, fd),
+        "file": partial(_read_all, io, disk.path / "file"),
+    }
+    is_done = anyio.Event()
+
+    async def work() -> None:
+        await operations[verb]()
+        is_done.set()
+
+    disk.hold("getattr")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await until(lambda: io.statistics().in_flight > 0 or is_done.is_set())
+        disk.release()
+    assert disk.expired() == []
+    os.close(fd)
 
 
 @pytest.mark.filesystem

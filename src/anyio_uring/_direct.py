@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import _cffi_backend
 
-from . import _libc, _statx
+from . import _statx
 from ._errors import MisalignedError
 from ._flags import RwFlags
 from ._requests import Request, is_direct, status_flags
@@ -26,13 +26,7 @@ def dio_alignment(fd: int) -> DirectAlignment:
 
     :raises OSError: if the descriptor is bad
     """
-    os.fstat(fd)  # whether it is a descriptor at all, where statx() cannot say
-    answer = bytearray(_statx.SIZE)
-    try:
-        _libc.statx(fd, b"", _statx.AT_EMPTY_PATH | _statx.AT_STATX_DONT_SYNC, _statx.DIOALIGN, answer)
-    except OSError:  # the kernel is too old, or a filter forbids it
-        return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT)
-    return _statx.read(answer).direct_alignment
+    return _statx.known(fd).direct_alignment
 
 
 def appends(fd: int, flags: int) -> bool:

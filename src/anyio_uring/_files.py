@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import anyio
 
-from . import _open_arguments
+from . import _open_arguments, _statx
 from ._binary_file import BinaryFile
 from ._core import manager_for
 from ._manager import AsyncIoManager
@@ -127,7 +127,7 @@ def _call_opener(opener: Callable[[Any, int], int], path: str | bytes, flags: in
 
 def _refuse_directory(fd: int, target: object) -> None:
     """As FileIO does: a directory can be opened, and not read."""
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
+    if stat.S_ISDIR(_statx.known(fd).st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import anyio
 
+from . import _statx
 from ._core import manager_for
 from ._manager import AsyncIoManager
 
@@ -133,7 +134,7 @@ class RawFile:
 
     def remaining(self) -> int:
         """Return how many bytes a read of everything will probably give; 0 if that cannot be said."""
-        return max(os.fstat(self._fd).st_size - self.position, 0) if self.is_seekable else 0
+        return max(_statx.known(self._fd).st_size - self.position, 0) if self.is_seekable else 0
 
     async def seek(self, offset: int, whence: int) -> int:
         """

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, Protocol, Union
 
 import attrs
 
+from . import _statx
 from ._errors import describe
 
 
@@ -278,9 +279,9 @@ def is_kept(requests: Requests) -> bool:
 
 
 def file_type(fd: int) -> int:
-    """Return the type bits of a descriptor's file (``stat.S_IFREG`` ...); 0 if it cannot be asked."""
+    """Return the type bits of a descriptor's file (``stat.S_IFREG`` ...); 0 if it is none. It asks no server."""
     try:
-        return stat.S_IFMT(os.fstat(fd).st_mode)
+        return stat.S_IFMT(_statx.known(fd).st_mode)
     except OSError:
         return 0
 
@@ -318,9 +319,17 @@ def is_direct(fd: int) -> bool:
     """
     Whether a descriptor is a disk file open with ``O_DIRECT`` (of a pipe, the flag means packets).
 
-    Asked each time, for a number can come to mean another file.
+    Asked each time, for a number can come to mean another file; and of the kernel's memory alone, where ``fstat(2)``
+    may wait for a server.
     """
-    return bool(status_flags(fd) & _O_DIRECT) and file_type(fd) in DISKS
+    return bool(status_flags(fd) & _O_DIRECT) and not _is_pipe(fd)
+
+
+def _is_pipe(fd: int) -> bool:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) > 0
+    except OSError:
+        return False
 
 
 def status_flags(fd: int) -> int:

@@ -43,7 +43,6 @@ from ._requests import (
     Request,
     Requests,
     check_polled,
-    file_type,
 )
 from ._stats import UringFeatures
 
@@ -335,19 +334,6 @@ def _registration_refused(code: int, remedies: dict[int, str]) -> str:
     return f"refused with {errno.errorcode.get(code, code)}: {remedy}"
 
 
-def _would_hold_the_loop(fd: int, size: int, *, is_write: bool) -> bool:
-    """
-    Whether to leave a transfer to a worker of the kernel (``IOSQE_ASYNC``), because trying it inline could block.
-
-    A full terminal's write does (seen on Linux 6.18: the event loop stood still), though io_uring asks not to
-    wait; from a worker it can be cancelled.  And what is large and cached is copied inside
-    ``io_uring_enter(2)``: 64 MiB took 14 ms, and 0.01 ms with a worker.  Not of pipes and sockets, which may wait
-    for ever: each would hold a worker where a poll holds none.
-    """
-    kind = file_type(fd)
-    return (is_write and kind == stat.S_IFCHR) or (size > _INLINE_COPY_MAX and kind in DISKS)
-
-
 def _find_bytes_data(ffi: Any) -> int:
     """Return where a ``bytes`` object's data begins behind its ``id()``; 0 if the interpreter is not so simple."""
     offset = bytes.__basicsize__ - 1
@@ -610,7 +596,7 @@ class UringDriver:
             batch.opcode if entry is None else _FIXED[int(batch.opcode)],
             # As for a single one: 256 reads of 64 KiB, cached, would hold the loop for 4 ms.
             SQE_ASYNC
-            if sum(lengths) > _INLINE_BATCH_COPY_MAX and DISKS.issuperset(map(file_type, {*batch.fds}))
+            if sum(lengths) > _INLINE_BATCH_COPY_MAX and DISKS.issuperset(map(self._lib.au_file_type, {*batch.fds}))
             else 0,
             entry or 0,
             batch.op_flags,
@@ -682,9 +668,21 @@ class UringDriver:
         is_write = request.opcode in WRITES
         # A worker of the kernel would wait in spite of RWF_NOWAIT.
         may_hold = (is_write or size > _INLINE_COPY_MAX) and not request.op_flags & NOWAIT
-        if request.force_async or (may_hold and _would_hold_the_loop(request.fd, size, is_write=is_write)):
+        if request.force_async or (may_hold and self._would_hold_the_loop(request.fd, size, is_write=is_write)):
             head |= SQE_ASYNC << 8
         return (user_data, address, request.offset, length, fd, request.op_flags, head), pin
+
+    def _would_hold_the_loop(self, fd: int, size: int, *, is_write: bool) -> bool:
+        """
+        Whether to leave a transfer to a worker of the kernel (``IOSQE_ASYNC``), because trying it inline could block.
+
+        A full terminal's write does (seen on Linux 6.18: the event loop stood still), though io_uring asks not to
+        wait; from a worker it can be cancelled.  And what is large and cached is copied inside
+        ``io_uring_enter(2)``: 64 MiB took 14 ms, and 0.01 ms with a worker.  Not of pipes and sockets, which may
+        wait for ever: each would hold a worker where a poll holds none.
+        """
+        kind: int = self._lib.au_file_type(fd)
+        return (is_write and kind == stat.S_IFCHR) or (size > _INLINE_COPY_MAX and kind in DISKS)
 
     def _pack(self, rows: Sequence[tuple[int, ...]]) -> bytes:
         packed = []

@@ -21,13 +21,13 @@ SIZE: Final = 256
 _BASIC: Final = 0x7FF
 _BTIME: Final = 0x800
 _MNT_ID: Final = 0x1000
-DIOALIGN: Final = 0x2000
-EVERYTHING: Final = _BASIC | _BTIME | _MNT_ID | DIOALIGN
+_DIOALIGN: Final = 0x2000
+EVERYTHING: Final = _BASIC | _BTIME | _MNT_ID | _DIOALIGN
 # linux/fcntl.h.
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_NO_AUTOMOUNT: Final = 0x800
 AT_EMPTY_PATH: Final = 0x1000
-AT_STATX_DONT_SYNC: Final = 0x4000  # ask no server: what is asked here does not change
+AT_STATX_DONT_SYNC: Final = 0x4000  # ask no server, as NFS and FUSE would
 
 # Enough for every device whose logical blocks fit a page; kernels that know larger ones tell by statx().
 SAFE_ALIGNMENT: Final = 4096
@@ -205,7 +205,7 @@ class FileStatus:
     def direct_alignment(self) -> DirectAlignment:
         """What direct I/O must be aligned to."""
         memory, offset = self._answer.dio_mem_align, self._answer.dio_offset_align
-        if not self._answer.mask & DIOALIGN:
+        if not self._answer.mask & _DIOALIGN:
             return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT)
         if not memory or not offset:
             return DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT, is_supported=False)
@@ -257,6 +257,21 @@ def ask(dir_fd: int, path: bytes, flags: int, mask: int, answer: bytearray | mem
         found = os.stat(path[:-1], dir_fd=dir_fd if dir_fd >= 0 else None, follow_symlinks=follow)
     _write(found, answer)
     return 0
+
+
+def known(fd: int) -> FileStatus:
+    """
+    Return an open file's status as the kernel has it in memory, which nobody has to wait for.
+
+    Its type and its alignment never change; its size may have, where others write to it, too.
+
+    :raises OSError: if the descriptor is bad
+    """
+    if fd < 0:  # AT_FDCWD is a number, too
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    answer = bytearray(SIZE)
+    ask(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, EVERYTHING, answer)
+    return read(answer)
 
 
 def _write(found: os.stat_result, answer: bytearray | memoryview) -> None:

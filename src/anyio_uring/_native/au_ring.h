@@ -91,3 +91,6 @@ int au_close(au_ring *ring);
 
 /* The liburing that this was built with: 1000 * major + minor. */
 int au_liburing_version(void);
+/* The type bits of a descriptor's file (S_IFREG ...), as the kernel has it in memory: no server is asked, as
+ * fstat(2) would on FUSE and NFS. 0 if it is no descriptor. */
+int au_file_type(int fd);
