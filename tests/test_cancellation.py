@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1121,6 +1121,66 @@ async def test_a_native_cancellation_in_the_pass_of_a_scopes(
     os.write(pipe[1], b"x")
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout() is of 3.11")
+@pytest.mark.parametrize("passes", range(4))
+async def test_a_timeout_that_expires_in_a_cancelled_scope(
+    io: AsyncIoManager, pipe: tuple[int, int], passes: int
+) -> None:
+    """The scope takes what it asked for, whether the timeout is heard during the same wait or comes to nothing."""
+
+    async def work() -> str:
+        with anyio.CancelScope() as scope:
+            expire.append(scope.cancel)
+            async with _expiring("timeout", expire):
+                await io.read(pipe[0], 1, -1)
+        return "went on" if scope.cancelled_caught else "not cancelled"
+
+    expire: list[Callable[[], Any]] = []
+    task = asyncio.create_task(work())
+    await in_flight(io, 1)
+    expire[0]()
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    with suppress(RuntimeError):  # it has ended
+        expire[1]()
+    assert await task == "went on"
+    assert task.cancelling() == 0
+
+
+@asyncio_only
+@pytest.mark.parametrize("passes", range(1, 4))  # those of one pass are one to anyio before 4.16
+@pytest.mark.parametrize("first", ["scope", "native"])
+async def test_a_native_cancellation_beside_a_scopes_ends_the_task(
+    io: AsyncIoManager, pipe: tuple[int, int], first: str, passes: int
+) -> None:
+    """Once: what it does to clean up behind a shield is not struck again."""
+
+    async def work() -> None:
+        try:
+            with scope:
+                await io.read(pipe[0], 1, -1)
+            await asyncio.sleep(3600)
+        finally:
+            with anyio.CancelScope(shield=True):
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            ends.append("cleaned up")
+
+    ends: list[str] = []
+    scope = anyio.CancelScope()
+    task = asyncio.create_task(work())
+    await in_flight(io, 1)
+    requests = (scope.cancel, task.cancel) if first == "scope" else (task.cancel, scope.cancel)
+    requests[0]()
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    requests[1]()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ends == ["cleaned up"]
 
 
 @asyncio_only

@@ -350,6 +350,8 @@ class _TrioDoorbell:
 
 # The messages of anyio's own cancellations (4.x); test_waiters.py proves that they are recognised.
 _ANYIO_MESSAGES = ("Cancelled via cancel scope ", "Cancelled by cancel scope ")
+# What its scopes have since 4.16; before, one swallowed the native cancellation that had come with its own.
+_COUNTS = "_cancelling_at_enter"
 
 
 def _is_native(cancelled: asyncio.CancelledError) -> bool:
@@ -397,13 +399,13 @@ class _AsyncioLoop:
             raise cancelled
         cancellation = _AsyncioCancellation(self.native, cancelled, sleeper.cancels_before)
         if not sleeper.is_awake:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True) as scope:
                 while not sleeper.is_awake:
                     sleeper.waiter = self.native.create_future()
                     try:
                         await sleeper.waiter
                     except asyncio.CancelledError as exc:
-                        cancellation.also(exc)
+                        cancellation.also(exc, is_counted=hasattr(scope, _COUNTS))
         return cancellation
 
     async def run_in_thread(
@@ -465,33 +467,50 @@ class _Job(Generic[ResultT]):
 
 
 class _AsyncioCancellation:
-    __slots__ = ("_cancelled", "_loop", "_requests")
+    __slots__ = ("_cancelled", "_forgotten", "_loop", "_requests")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancelled: asyncio.CancelledError, before: int) -> None:
         self._loop = loop
         self._cancelled = cancelled
+        self._forgotten: asyncio.CancelledError | None = None
         # So many requests, or more, and at least one of those that came since is there still.
         self._requests = min(before + 1, _count_requests(asyncio.current_task()))
 
-    def also(self, cancelled: asyncio.CancelledError) -> None:
-        """Take note of a further one: a native one matters more, anyio repeats its own by itself."""
-        if _is_native(cancelled):
-            self._cancelled = cancelled
+    def also(self, cancelled: asyncio.CancelledError, *, is_counted: bool) -> None:
+        """
+        Take note of a further one. The first one is raised, as any other await raises it.
+
+        Whoever asked for it takes it, and finds the others in the number of requests: a native one in its place
+        would be nobody's, if an ``asyncio.timeout()`` inside of a cancelled scope had asked for it.
+
+        :param is_counted: whether scopes look at that number
+        """
+        if not _is_native(cancelled) or _is_native(self._cancelled):
+            return
+        if sys.version_info < (3, 11):
+            self._cancelled = cancelled  # nobody counts, and anyio repeats its own by itself
+        elif not is_counted:
+            self._forgotten = cancelled
 
     def deliver(self) -> NoReturn:
         cancelled = self._cancelled
+        if self._forgotten is not None:
+            self._ask_again(self._forgotten)
         try:
             raise cancelled
         finally:
             # The traceback knows this frame and this object: without this, a cycle that keeps buffers pinned.
-            del cancelled, self._cancelled
+            del cancelled, self._cancelled, self._forgotten
 
     def keep(self) -> None:
         # One that came together with anyio's has arrived as anyio's: the number of requests tells of it.
         if _is_native(self._cancelled) or sys.version_info >= (3, 11):
-            task = asyncio.current_task()
-            assert task is not None
-            self._loop.call_soon(_cancel_again, task, self._requests, self._cancelled.args)
+            self._ask_again(self._cancelled)
+
+    def _ask_again(self, cancelled: asyncio.CancelledError) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._loop.call_soon(_cancel_again, task, self._requests, cancelled.args)
 
 
 def _count_requests(task: asyncio.Task[Any] | None) -> int:
