@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -18,6 +19,7 @@ import pytest
 from anyio_uring import AsyncIoManager, BatchError, Instrument, OperationTrace, open_uring
 from anyio_uring._requests import Opcode
 from anyio_uring._ring import UringDriver
+from anyio_uring._small_files import _FILES_OF_A_CALL
 
 from .helpers import WITHOUT_DEBUG, until
 
@@ -342,3 +344,29 @@ async def test_a_file_that_memory_has_no_room_for(path: Path, monkeypatch: pytes
             with pytest.raises(MemoryError, match="too much"):
                 await io.read_files([path])
         assert await io.read_files([path]) == [path.read_bytes()]
+
+
+@pytest.mark.anyio
+async def test_what_was_read_before_a_cancellation_is_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    """A thread's 0 means that its files are read; C9 closes what was opened, and nothing else."""
+    permits = threading.Semaphore(_FILES_OF_A_CALL)
+    closed: list[int] = []
+
+    def read(_: bytes) -> bytes:
+        permits.acquire()
+        return b""
+
+    monkeypatch.setattr("anyio_uring._small_files._read_whole", read)
+    monkeypatch.setattr("anyio_uring._operations.os", SimpleNamespace(close=closed.append))
+    async with open_uring(driver="threads", depth=1) as io:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(io.read_files, [path] * (3 * _FILES_OF_A_CALL))
+                await until(lambda: io.statistics().completions > 0)
+                await until(lambda: io.statistics().in_flight > 0)
+                scope.cancel()
+                permits.release(3 * _FILES_OF_A_CALL)
+    assert scope.cancelled_caught
+    assert closed == []

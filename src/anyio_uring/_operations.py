@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
@@ -77,5 +78,6 @@ def repeat(request: AnyRequest, res: int) -> AnyRequest:
 def take_back(requests: Requests, results: Sequence[int]) -> None:
     """Close the descriptors that an operation has opened for somebody who will not have them (C9)."""
     for request, res in zip(requests, results):
-        if request.opcode is Opcode.OPENAT and res >= 0:
-            os.close(res)
+        if isinstance(request, Call) and request.opens and res >= 0:
+            with suppress(OSError):  # nobody has had it, or written anything that could be lost
+                os.close(res)

@@ -90,6 +90,7 @@ def open_file(path: Path, flags: int, mode: int, dir_fd: int | None, *, direct: 
         # Tried inline, an open gets O_NONBLOCK, and of a FIFO that means another thing: it does not wait for the
         # other end.  And a device's, or a server's, open would hold the event loop.
         force_async=not flags & _OPENS_AT_ONCE,
+        opens=True,
     )
 
 

@@ -170,6 +170,7 @@ class Call:
     :ivar reasons: what an errno means here, where ``strerror()`` would say too little
     :ivar failure: what ``run`` has raised, if it was no :class:`OSError` (a :class:`MemoryError`)
     :ivar fits_ring: whether an entry of the submission queue has room for it
+    :ivar opens: whether its result is a new descriptor
     """
 
     opcode: Opcode
@@ -184,6 +185,7 @@ class Call:
     reasons: Mapping[int, str] = attrs.field(factory=dict)
     force_async: bool = False
     fits_ring: bool = True
+    opens: bool = False
     failure: Exception | None = None
     # As a request has them.
     memory: ClassVar[Any] = None
