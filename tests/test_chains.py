@@ -84,6 +84,27 @@ async def test_a_chain_is_cancelled_while_its_first_member_waits(
         assert os.fstat(file.fileno()).st_size == 0
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["failed", "cancelled"])
+async def test_a_chain_of_more_members_than_python_recurses(
+    driver: Any, pipe: tuple[int, int], path: Path, is_cancelled: bool
+) -> None:
+    count = sys.getrecursionlimit() + 100
+    async with open_uring(driver=driver, depth=2048) as io:
+        with path.open("rb") as file:
+            head = Request(Opcode.READ, pipe[0] if is_cancelled else 2**31 - 1, bytearray(1), -1)
+            chain = _chain(head, *(Request(Opcode.READ, file.fileno(), bytearray(1), 0) for _ in range(count)))
+            if is_cancelled:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(partial(io._task.perform, chain, is_chain=True))
+                    await in_flight(io, 1 + count)
+                    tasks.cancel_scope.cancel()
+            else:
+                results = await io._task.perform(chain, is_chain=True)
+                assert results == [-errno.EBADF] + [ECANCELED] * count
+            assert io.statistics().in_flight == 0
+            assert len(await io.read(file, 1, 0)) == 1
+
+
 async def test_a_later_member_is_cancelled_when_it_waits(
     io: AsyncIoManager, pipe: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -293,16 +293,15 @@ class ThreadDriver:
     def _finish(self, row: _Row, res: int) -> None:
         """Complete a row, and let the one that is linked to it begin, or not happen."""
         self._complete(*row.answer(res))
-        follower = row.follower
-        if follower is None:
-            return
-        del self._linked[follower.user_data]
-        if res == row.request.size and follower.user_data not in self._doomed:
-            self._todo[follower.user_data] = follower
-            self._todo.move_to_end(follower.user_data, last=False)  # for the worker that carried out this one
-        else:
+        while (follower := row.follower) is not None:
+            del self._linked[follower.user_data]
+            if res == row.request.size and follower.user_data not in self._doomed:
+                self._todo[follower.user_data] = follower
+                self._todo.move_to_end(follower.user_data, last=False)  # for the worker that carried out this one
+                return
             self._doomed.discard(follower.user_data)
-            self._finish(follower, -errno.ECANCELED)
+            row, res = follower, -errno.ECANCELED
+            self._complete(*row.answer(res))
 
     def _complete(self, user_data: int, res: int) -> None:
         self._done += user_data, res
@@ -344,23 +343,22 @@ class ThreadDriver:
         """Carry out rows until none is left: one job, many rows."""
         row: _Row | None = None
         res: int | None = None
-        while True:
-            with self._lock:
-                if row is not None:
-                    self._put_away(row, res)
-                if not self._todo or job not in self._jobs:
-                    self._jobs.discard(job)
-                    return
-                _, row = self._todo.popitem(last=False)
-                self._running.add(row.user_data)
-                self.enters += 1
-            try:
-                res = _call(row.request) if isinstance(row.request, Call) else _execute(row.request)
-            except BaseException as exc:  # noqa: BLE001 - the owner raises it: C11
+        try:
+            while True:
                 with self._lock:
-                    self._jobs.discard(job)
-                    self._fail(exc)
-                return
+                    if row is not None:
+                        self._put_away(row, res)
+                    if not self._todo or job not in self._jobs:
+                        self._jobs.discard(job)
+                        return
+                    _, row = self._todo.popitem(last=False)
+                    self._running.add(row.user_data)
+                    self.enters += 1
+                res = _call(row.request) if isinstance(row.request, Call) else _execute(row.request)
+        except BaseException as exc:  # noqa: BLE001 - the owner raises it: C11
+            with self._lock:
+                self._jobs.discard(job)
+                self._fail(exc)
 
     def _put_away(self, row: _Row, res: int | None) -> None:
         self._running.remove(row.user_data)
