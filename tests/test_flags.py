@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,19 @@ async def test_write_all_without_waiting_says_how_far_it_came(io: AsyncIoManager
         except BlockingIOError:
             break
     assert got == data[:written]
+
+
+@pytest.mark.anyio
+async def test_write_all_without_waiting_says_that_nothing_was_written(
+    io: AsyncIoManager, pipe: tuple[int, int]
+) -> None:
+    os.set_blocking(pipe[1], False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe[1], bytes(4096))
+    with pytest.raises(BlockingIOError) as caught:
+        await io.write_all(pipe[1], b"more", -1, flags=RwFlags.NOWAIT)
+    assert caught.value.characters_written == 0
 
 
 @pytest.mark.anyio

@@ -9,6 +9,7 @@ import resource
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from anyio_uring import (
     Instrument,
     OperationTrace,
     RegisteredFile,
+    RwFlags,
     _ring,
     open_uring,
 )
@@ -545,6 +547,37 @@ async def test_a_file_that_is_closed_during_the_checkpoint_of_an_inline_read(io:
             tasks.start_soon(f.aclose)
     assert {*results} <= {None, b"\0\0\0\1"}
     assert None in results
+
+
+async def test_a_file_that_is_closed_during_the_checkpoint_of_a_transfer_that_must_not_wait(
+    io: AsyncIoManager, file: int, other: int
+) -> None:
+    """C2, C10: it does not read what has got the number since, and the close waits for it."""
+    results: list[object] = []
+
+    async def read(f: RegisteredFile) -> None:
+        try:
+            results.append(await io.read(f, 4, 4, flags=RwFlags.NOWAIT))
+        except anyio.ClosedResourceError:
+            results.append(None)
+
+    async def close_and_take_the_number(f: RegisteredFile, number: int) -> None:
+        await f.aclose()
+        with suppress(OSError):
+            os.fstat(number)
+            return  # the others were closed meanwhile, or another one has it
+        os.dup2(other, number)
+        taken.append(number)
+
+    for _ in range(20):
+        taken: list[int] = []
+        async with io.register_files([file]) as (f,), anyio.create_task_group() as tasks:
+            tasks.start_soon(read, f)
+            tasks.start_soon(close_and_take_the_number, f, f.fileno())
+        for number in taken:
+            os.close(number)
+    assert {*results} <= {None, b"\0\0\0\1"}
+    assert b"\0\0\0\1" in results
 
 
 async def test_an_update_waits_for_every_part_of_a_verb(

@@ -20,6 +20,7 @@ from ._arguments import FileDescriptor
 from ._errors import MisalignedError
 from ._executor import Executor, Facilities
 from ._fallback import transfer_now
+from ._fixed_files import hold, let_go
 from ._flags import NOWAIT
 from ._requests import TRANSFER_MAX, WRITES, Call, DataRequests, HasFileno, Opcode, Request, is_direct
 from ._statx import SAFE_ALIGNMENT
@@ -152,7 +153,7 @@ class Performer:
         fd = request.fd
         position = os.lseek(fd, 0, os.SEEK_CUR)
         count = await self.transfer(attrs.evolve(request, offset=position, origin=request))
-        is_appended = request.opcode in WRITES and _direct.appends(fd, request.op_flags)
+        is_appended = count > 0 and request.opcode in WRITES and _direct.appends(fd, request.op_flags)
         os.lseek(fd, *((0, os.SEEK_END) if is_appended else (position + count, os.SEEK_SET)))
         return count
 
@@ -164,14 +165,19 @@ class Performer:
         ``O_DIRECT`` they would wait for the device all the same, so there the driver is asked.
         """
         results: list[int] = []
-        for request in requests:
-            if is_direct(request.fd):
-                results += await self._task.perform((request,))
-            else:
-                await self._checkpoint()  # C1
-                self._task.check()
-                results.append(transfer_now(request))
-                self._task.transfers.count((request,), results[-1:])
+        targets = hold(requests)
+        try:
+            for request in requests:
+                if is_direct(request.fd):
+                    results += await self._task.perform((request,))
+                else:
+                    await self._checkpoint()  # C1
+                    self._task.check()
+                    results.append(transfer_now(request))
+                    self._task.transfers.count((request,), results[-1:])
+        finally:
+            if targets is not None:
+                let_go(targets)
         return results
 
     async def _transfer_parts(self, request: Request, done: int = 0) -> int:
@@ -257,21 +263,21 @@ class Performer:
                 request.release()
 
     async def write_all(self, request: Request) -> int:
+        done = 0
         try:
             total = request.size
             done = await self.transfer(request)
             while done < total:
-                try:
-                    count = await self.transfer_and_release(request.rest(done))
-                except BlockingIOError as exc:
-                    exc.characters_written = done
-                    raise
+                count = await self.transfer_and_release(request.rest(done))
                 if not count:
                     raise OSError(errno.EIO, "the kernel wrote nothing and gave no error")
                 done += count
-            return done
+        except BlockingIOError as exc:
+            exc.characters_written = done
+            raise
         finally:
             request.release()
+        return done
 
     async def write_linked_to(self, request: Request, sync: Request) -> int:
         """Write everything, the sync linked to the write: one wake-up, and one worker of the kernel for both."""
