@@ -20,7 +20,7 @@ from anyio_uring import ChainError, Instrument, OperationTrace, UringOptions, op
 from anyio_uring._driver import CANCEL, GENERATION, MEMBER
 from anyio_uring._requests import Opcode, Request
 from anyio_uring.testing import FakeRing, Faults
-from anyio_uring.testing._fake_driver import DRAIN_MAX, FakeDriver
+from anyio_uring.testing._fake_driver import DRAIN_MAX, FakeDriver, _State
 
 from .helpers import WITHOUT_DEBUG, in_flight, until
 
@@ -260,6 +260,12 @@ async def test_what_fails_next_is_said_by_name(fd: int, path: Path, seed: int) -
         assert closed.value.errno == errno.EBADF
 
 
+def _states(ring: FakeRing) -> list[_State]:
+    """Return what has become of everything that the kernel has."""
+    (driver,) = ring._drivers
+    return [row.state for row in driver._rows.values()]
+
+
 @pytest.mark.anyio
 async def test_a_stuck_operation_ends_when_it_is_cancelled_or_released(fd: int, seed: int) -> None:
     ring = FakeRing(seed)
@@ -270,18 +276,60 @@ async def test_a_stuck_operation_ends_when_it_is_cancelled_or_released(fd: int, 
 
     async with open_uring(driver=ring) as io:
         ring.stick_next("write", count=2)
-        with anyio.move_on_after(0.01) as scope:
-            await write()
-        assert scope.cancelled_caught
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
-            await until(lambda: bool(ring._drivers[0]._rows))
+            await until(lambda: _states(ring) == [_State.STUCK])
+            tasks.cancel_scope.cancel()
+        assert results == []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            await until(lambda: _states(ring) == [_State.STUCK])
             for _ in range(100):
                 await anyio.lowlevel.checkpoint()
             assert results == []
             ring.release()
         assert results == [1]
         ring.release()  # nothing is stuck
+
+
+@pytest.mark.anyio
+async def test_what_is_released_is_not_stuck_again(fd: int, seed: int) -> None:
+    """Neither by chance nor in place of the next one that was asked for."""
+    ring = FakeRing(seed, faults=Faults(stuck=1))
+    async with open_uring(driver=ring) as io, anyio.create_task_group() as tasks:
+        tasks.start_soon(io.write, fd, b"x", 0)
+        await until(lambda: _states(ring) == [_State.STUCK])
+        ring.release()
+        await in_flight(io, 0)
+        ring.faults = Faults()
+        ring.stick_next("write", count=2)
+        tasks.start_soon(io.write, fd, b"x", 0)
+        await until(lambda: _states(ring) == [_State.STUCK])
+        ring.release()
+        await in_flight(io, 0)
+        tasks.start_soon(io.write, fd, b"x", 0)
+        await until(lambda: _states(ring) == [_State.STUCK])
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_fault_is_not_of_an_operation_that_waits_already(pipe: tuple[int, int], seed: int) -> None:
+    """What goes wrong next is the next operation, and not one that was submitted before."""
+    ring = FakeRing(seed)
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(await io.read(pipe[0], 1, -1))
+
+    async with open_uring(driver=ring) as io, anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        await until(lambda: _states(ring) == [_State.PARKED])
+        ring.fail_next("read")
+        os.write(pipe[1], b"x")
+        await until(lambda: got == [b"x"])
+        with pytest.raises(OSError) as caught:
+            await io.read(pipe[0], 1, -1)
+        assert caught.value.errno == errno.EIO
 
 
 @pytest.mark.anyio

@@ -60,6 +60,7 @@ class _Row:
     follower: _Row | None = None
     follows: bool = False
     is_doomed: bool = False
+    is_judged: bool = False  # what goes wrong with it has been decided, and is not decided again
 
 
 @attrs.define(eq=False)
@@ -322,7 +323,8 @@ class FakeDriver:
             if row.is_doomed:
                 self._finish(row, self._random.choice((-errno.ECANCELED, -errno.EINTR)))
                 continue
-            fate = self._injector.fate(row.request)
+            fate = 0 if row.is_judged else self._injector.fate(row.request)
+            row.is_judged = True
             if fate is None:
                 row.state = _State.STUCK
                 continue
