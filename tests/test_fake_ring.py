@@ -362,6 +362,25 @@ async def test_a_lost_cancel_request_is_sent_again(pipe: tuple[int, int], seed: 
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", WITHOUT_DEBUG)
+async def test_what_a_program_does_not_notice_ends_also_if_it_always_happens(
+    fd: int, pipe: tuple[int, int], seed: int
+) -> None:
+    ring = FakeRing(seed, faults=Faults.unnoticed(1))
+    async with open_uring(driver=ring, nowait=False) as io:
+        assert await io.write_and_sync(fd, b"data", 0) == 4
+        assert await io.read(fd, 4, 0) == b"data"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(io.read, pipe[0], 1, -1)
+            await until(lambda: _states(ring) == [_State.PARKED])
+            tasks.cancel_scope.cancel()
+    statistics = io.statistics()  # everything has come, also the answers to cancel requests
+    assert statistics.in_flight == 0
+    # Each completion, and those of the cancel requests: three that were lost, and one that was not.
+    assert statistics.overflows == statistics.completions + 4
+
+
+@pytest.mark.anyio
 async def test_readers_and_writers_of_one_socket_wait_for_themselves(seed: int) -> None:
     """Two directions of one descriptor; and a descriptor that is closed while somebody waits."""
     import socket

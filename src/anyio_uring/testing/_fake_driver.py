@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 DRAIN_MAX: Final = 20
 # How often in a row the kernel may refuse: after that the owner would only turn in vain.
 _REFUSALS_MAX: Final = 3
+# How many cancel requests for one row may change nothing: each costs the owner 20 ms.
+_LOST_CANCELS_MAX: Final = 3
 _STEPS_MAX: Final = 5
 _AT_FDCWD: Final = -100
 
@@ -60,6 +62,7 @@ class _Row:
     follower: _Row | None = None
     follows: bool = False
     is_doomed: bool = False
+    lost_cancels: int = 0
     is_judged: bool = False  # what goes wrong with it has been decided, and is not decided again
 
 
@@ -69,6 +72,7 @@ class _Completion:
     res: int
     row: _Row | None  # None: of a cancel request
     due: int = 0  # the step in which it is posted
+    has_overflowed: bool = False
 
 
 class FakeDriver:
@@ -286,7 +290,7 @@ class FakeDriver:
             res = -errno.ENOENT
         elif row.state is _State.DONE:
             res = self._random.choice((-errno.ENOENT, -errno.EALREADY))
-        elif self._injector.loses_cancel() or (self._goes_on(row) and self._chance(0.5)):
+        elif self._loses_cancel(row) or (self._goes_on(row) and self._chance(0.5)):
             res = self._random.choice((-errno.ENOENT, -errno.EALREADY))  # it comes too late
         elif row.state is _State.LINKED or (row.state is _State.READY and self._chance(0.5)):
             row.is_doomed = True
@@ -296,6 +300,12 @@ class FakeDriver:
             self._take_out(row)
             self._finish(row, -errno.EINTR if res and self._chance(0.5) else -errno.ECANCELED)
         self._late.append(_Completion(CANCEL | target, res, None, self._step + self._delay()))
+
+    def _loses_cancel(self, row: _Row) -> bool:
+        if row.lost_cancels == _LOST_CANCELS_MAX or not self._injector.loses_cancel():
+            return False
+        row.lost_cancels += 1
+        return True
 
     def _goes_on(self, row: _Row) -> bool:
         """Whether it ends by itself, so that a cancel request may miss it."""
@@ -362,8 +372,9 @@ class FakeDriver:
         self._late = [completion for completion in self._late if completion.due > self._step]
         self._random.shuffle(due)
         for completion in due:
-            if self._injector.overflows():
+            if not completion.has_overflowed and self._injector.overflows():
                 self.overflows += 1
+                completion.has_overflowed = True
                 completion.due = self._step + 1 + self._delay()
                 self._late.append(completion)
                 continue

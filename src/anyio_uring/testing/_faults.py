@@ -63,9 +63,9 @@ class Faults:
     stuck: float = _rate()
     """Operations that do not end before they are cancelled, or :meth:`FakeRing.release` is called."""
     lost_cancels: float = _rate()
-    """Cancel requests that change nothing: the library sends another after 20 ms."""
+    """Cancel requests that change nothing, three for one operation at most: the library sends another after 20 ms."""
     overflow: float = _rate()
-    """Completions that come by way of the overflow list, later than others."""
+    """Completions that come by way of the overflow list, once each and later than others."""
 
     def __repr__(self) -> str:
         rates = attrs.asdict(self, filter=lambda _, rate: rate > 0)
