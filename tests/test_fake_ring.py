@@ -267,6 +267,28 @@ def _states(ring: FakeRing) -> list[_State]:
 
 
 @pytest.mark.anyio
+async def test_a_read_fails_also_if_the_page_cache_could_answer_it(fd: int, seed: int) -> None:
+    ring = FakeRing(seed)
+    buffer = bytearray(4)
+    async with open_uring(driver=ring) as io:
+        for _ in range(20):
+            for call in (io.read(fd, 4, 0), io.readinto(fd, buffer, 0)):
+                ring.fail_next("read")
+                with pytest.raises(OSError) as caught:
+                    await call
+                assert caught.value.errno == errno.EIO
+                assert await io.read(fd, 4, 4) == b"\0\0\0\1"
+        assert io.statistics().inline_reads > 0
+        ring.faults = Faults(eio=1)
+        for _ in range(20):
+            with pytest.raises(OSError) as caught:
+                await io.read(fd, 4, 0)
+            assert caught.value.errno == errno.EIO
+        ring.faults = Faults(short=1)
+        assert max([len(await io.read(fd, 400, 0)) for _ in range(20)]) < 400
+
+
+@pytest.mark.anyio
 async def test_a_stuck_operation_ends_when_it_is_cancelled_or_released(fd: int, seed: int) -> None:
     ring = FakeRing(seed)
     results: list[int] = []

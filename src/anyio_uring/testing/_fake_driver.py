@@ -163,7 +163,10 @@ class FakeDriver:
         return self._read_now
 
     def _read_now(self, fd: int, memory: Any, length: int, offset: int) -> int:
-        return -errno.EAGAIN if self._chance(0.5) else _read_now(fd, memory, length, offset)
+        # What the page cache answers is no operation, and nothing could go wrong with it.
+        if self._chance(0.5) or self._injector.may_strike_reads():
+            return -errno.EAGAIN
+        return _read_now(fd, memory, length, offset)
 
     def expose(self, memory: Any) -> Any:
         return memory

@@ -90,6 +90,8 @@ class FakeRing:
         """
         Have the next operations of a kind fail, whatever :attr:`faults` say.
 
+        A read or write with :attr:`RwFlags.NOWAIT` is no operation of the kernel, and does not count.
+
         :param operation: the kernel's name of it: ``"read"``, ``"write"``, ``"readv"``, ``"writev"``, ``"fsync"``
             (also of ``fdatasync()``), ``"openat"``, ``"close"``, ``"statx"``, ``"renameat"`` ...
         :param code: the errno

@@ -112,6 +112,12 @@ class Injector:
                 return code
         return 0
 
+    def may_strike_reads(self) -> bool:
+        """Whether something may go wrong with the next read, so that it must be an operation."""
+        faults = self.faults
+        rates = faults.short, faults.eagain, faults.eintr, faults.eio, faults.stuck
+        return bool(self._next.get(Opcode.READ)) or any(rates)
+
     def _possible(self, request: AnyRequest) -> Iterator[tuple[int | None, float]]:
         """Yield what a request may come to, and how often."""
         faults = self.faults
