@@ -19,7 +19,7 @@ import anyio_uring.testing
 from anyio_uring import ChainError, Instrument, OperationTrace, UringOptions, open_uring
 from anyio_uring._driver import CANCEL, GENERATION, MEMBER
 from anyio_uring._requests import Opcode, Request
-from anyio_uring.testing import FakeRing, Faults
+from anyio_uring.testing import FakeRing, Faults, _fake_driver
 from anyio_uring.testing._fake_driver import DRAIN_MAX, FakeDriver, _State
 
 from .helpers import WITHOUT_DEBUG, in_flight, until
@@ -52,14 +52,20 @@ def _reads(fd: int, count: int) -> list[Request]:
     return [Request(Opcode.READ, fd, bytearray(4), 4 * i) for i in range(count)]
 
 
-def _run(driver: FakeDriver, requests: list[Request], *, cancel_behind: int = -1) -> list[list[int]]:
-    """Submit requests, and cancel all of them some turns later; return what each turn gave, until all is there."""
+def _run(
+    driver: FakeDriver, requests: list[Request], *, cancel_behind: int = -1, order: Callable[[Any], Any] = iter
+) -> list[list[int]]:
+    """
+    Submit requests, and cancel all of them some turns later; return what each turn gave, until all is there.
+
+    :param order: in which they are cancelled
+    """
     rows, _, results = driver.prepare(GENERATION, requests)
     left, targets, missing = [(rows, 0, len(rows))], [], len(requests)
     turns: list[list[int]] = []
     while missing or len(turns) <= cancel_behind:
         if len(turns) == cancel_behind:
-            targets = [GENERATION + i * MEMBER for i in range(len(requests))]
+            targets = [*order([GENERATION + i * MEMBER for i in range(len(requests))])]
             missing += len(targets)
         taken, flat = driver.turn(targets, left)
         targets, taken = targets[taken:], max(taken - len(targets), 0)
@@ -80,6 +86,19 @@ def test_the_same_seed_gives_the_same_turns_and_others_give_others(fd: int) -> N
 
     assert [run(seed) for seed in range(20)] == [run(seed) for seed in range(20)]
     assert len({str(run(seed)) for seed in range(20)}) == 20
+
+
+def test_the_order_in_which_tasks_were_cancelled_changes_nothing(fd: int) -> None:
+    """Anyio and asyncio cancel the tasks of a group in the order of a set, by their addresses."""
+
+    def run(seed: int, order: Callable[[Any], Any]) -> list[list[int]]:
+        driver = _open(FakeRing(seed))
+        turns = _run(driver, _reads(fd, 30), cancel_behind=1, order=order)
+        driver.close()
+        return turns
+
+    for seed in range(50):
+        assert run(seed, reversed) == run(seed, iter)
 
 
 def test_a_turn_takes_what_there_is_room_for_and_gives_twenty_at_most(fd: int) -> None:
@@ -173,6 +192,22 @@ async def test_without_faults_everything_is_whole(fd: int, seed: int) -> None:
         assert (io.driver, statistics.driver) == ("fake", "fake")
         assert statistics.short_reads == statistics.resubmissions == statistics.overflows == 0
         assert statistics.inline_reads > 0 < statistics.inline_misses
+
+
+@pytest.mark.anyio
+async def test_the_real_page_cache_is_not_asked(fd: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which reads it answers is of the seed, whether or not the file is cached or on a tmpfs."""
+
+    def read_now(*_arguments: object) -> int:
+        return -errno.EAGAIN
+
+    monkeypatch.setattr(_fake_driver, "_read_now", read_now)
+    async with open_uring(driver=FakeRing(seed)) as io:
+        for i in range(100):
+            assert await io.read(fd, 400, 65536 - 4 * i) == os.pread(fd, 400, 65536 - 4 * i)
+        assert await io.readinto(fd, bytearray(4), 0) == 4
+        statistics = io.statistics()
+    assert statistics.inline_reads > 0 < statistics.inline_misses
 
 
 @pytest.mark.anyio

@@ -22,7 +22,18 @@ import attrs
 
 from anyio_uring._driver import CANCEL, MEMBER, MEMBER_MASK, NO_RESULT, member_of
 from anyio_uring._fallback import _call, _execute, _read_now
-from anyio_uring._requests import DISKS, AnyRequest, Call, Memories, Opcode, Request, Requests, check_polled, file_type
+from anyio_uring._requests import (
+    DISKS,
+    AnyRequest,
+    Call,
+    Memories,
+    Opcode,
+    Request,
+    Requests,
+    check_polled,
+    file_type,
+    is_direct,
+)
 from anyio_uring._stats import UringFeatures
 
 from ._readiness import Readiness
@@ -166,6 +177,11 @@ class FakeDriver:
         # What the page cache answers is no operation, and nothing could go wrong with it.
         if self._chance(0.5) or self._injector.may_strike_reads():
             return -errno.EAGAIN
+        if file_type(fd) in DISKS and not is_direct(fd):
+            # What the real page cache has, and whether the file knows RWF_NOWAIT, is not of the seed.
+            res = _execute(Request(Opcode.READ, fd, memory, offset))
+            assert res is not None, "a disk file does not block"
+            return res
         return _read_now(fd, memory, length, offset)
 
     def expose(self, memory: Any) -> Any:
@@ -205,6 +221,8 @@ class FakeDriver:
         self, targets: Sequence[int], segments: Sequence[tuple[list[_Row], int, int]]
     ) -> tuple[int, Sequence[int]]:
         self._step += 1
+        # They come in the order in which tasks were cancelled: where a group of tasks is, that of a set, by address.
+        targets = sorted(targets)
         taken = self._take(targets, [row for rows, first, last in segments for row in rows[first:last]])
         self._enter()
         for row in self._readiness.pop_ready():
@@ -254,7 +272,11 @@ class FakeDriver:
     # --- submission -------------------------------------------------------------------------------
 
     def _take(self, targets: Sequence[int], rows: list[_Row]) -> int:
-        """Put into the submission queue what it has room for: cancel requests first, chains whole or not at all."""
+        """
+        Put into the submission queue what it has room for: cancel requests first, chains whole or not at all.
+
+        Cancel requests together or not at all, too: some of them would be the first in an order that is not the seed's.
+        """
         asked: list[_Row | int] = [*targets, *rows]
         room = self._features.sq_entries - len(self._entries)
         if len(asked) > 0 and self._refuses():
@@ -262,6 +284,8 @@ class FakeDriver:
         taken = min(room, len(asked))
         while 0 < taken < len(asked) and _follows(asked[taken]):
             taken -= 1
+        if taken < len(targets):
+            return 0
         self._entries += asked[:taken]
         return taken
 

@@ -29,11 +29,11 @@ class FakeRing:
     A simulated kernel: ``open_uring(driver=FakeRing(seed=7))``.
 
     It carries out real system calls, on real descriptors and paths, but when and in which order they happen, and
-    which of them fail, is its choice: from its seed, without threads and without the clock.  So a program is shown
+    which of them fail, is its choice: from its seed, without threads of its own.  So a program is shown
     orders of events that a real kernel shows once in a million runs, and shown the same ones again.
 
-    Always: completions in any order, at once or turns later, 20 at most at a time; reads that the page cache
-    has and yet does not answer; a submission queue that is full, and kernel entries that answer ``EBUSY``; cancel
+    Always: completions in any order, at once or turns later, 20 at most at a time; small reads that are answered at
+    once, as from the page cache, or are not; a submission queue that is full, and kernel entries that answer ``EBUSY``; cancel
     requests that come too late, or answer before or after the operation that they meant.  None of this is a fault,
     and no program may mind.  What programs do notice, or at least the library must mend, :class:`Faults` ask for.
 
@@ -42,8 +42,11 @@ class FakeRing:
     :class:`ValueError`.
 
     Several managers can be opened on one, also one after the other; they share its seed.  A run is replayed by a new
-    one with the same seed, on asyncio always; on trio where trio runs its tasks in the same order, which it chooses
-    at random (inside tests of Hypothesis it does not).
+    one with the same seed, as far as the order of the program's own steps is the same.  Not of the seed are: the order
+    in which trio runs tasks (inside tests of Hypothesis it is fixed), and that in which asyncio tells the tasks of a
+    group of their cancellation; the clock, by which lost cancel requests come again (20 ms), ``checkpoint="budget"``
+    is spent and programs' own deadlines expire; worker threads, where the library needs them (:func:`copy`, say);
+    and the other ends of pipes and sockets.
 
     ``sqpoll``, ``restrict`` and registered memory and files mean as little to it as to threads.  Linux only.
     """
