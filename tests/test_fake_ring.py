@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import attrs
 import pytest
 
 import anyio_uring.testing
-from anyio_uring import ChainError, Instrument, OperationTrace, UringOptions, open_uring
+from anyio_uring import ChainError, Instrument, OperationTrace, UringOptions, atomic_write, open_uring
 from anyio_uring._driver import CANCEL, GENERATION, MEMBER
 from anyio_uring._requests import Opcode, Request
 from anyio_uring.testing import FakeRing, Faults, _fake_driver
@@ -405,6 +406,22 @@ async def test_the_end_of_the_block_ends_what_is_stuck(fd: int, seed: int) -> No
 
 
 @pytest.mark.anyio
+async def test_what_tidies_up_is_not_stuck_by_chance(tmp_path: Path, seed: int) -> None:
+    """No cancellation reaches it, so no deadline would end it."""
+    ring = FakeRing(seed, faults=Faults(stuck=1))
+    path = tmp_path / "file"
+    async with open_uring(driver=ring) as io:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(atomic_write, path, b"data", io=io))
+            await until(lambda: _states(ring) == [_State.STUCK])  # its write
+            tasks.cancel_scope.cancel()
+        assert os.listdir(tmp_path) == []
+        fd = await io.open(path, os.O_CREAT | os.O_RDWR)
+        await io.unlink(path)
+        await io.close(fd)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", WITHOUT_DEBUG)
 async def test_a_lost_cancel_request_is_sent_again(pipe: tuple[int, int], seed: int) -> None:
     """C5, with the kernel's own flaw: half of the requests change nothing."""
@@ -555,6 +572,7 @@ def test_the_seed_is_given_or_the_environments_or_a_new_one(monkeypatch: pytest.
         (lambda: FakeRing(7).fail_next("sync"), ValueError, "no operation 'sync': choose one of close, .* fsync"),
         (lambda: FakeRing(7).fail_next("fsync", -5), ValueError, "code must be an errno"),
         (lambda: FakeRing(7).stick_next("fsync", count=0), ValueError, "count must be 1 or more"),
+        (lambda: FakeRing(7).stick_next("close"), ValueError, "a close cannot be stuck"),
         (lambda: UringOptions(driver=FakeRing), TypeError, "a FakeRing of anyio_uring.testing"),  # type: ignore[arg-type]
         (lambda: UringOptions(driver=7), TypeError, "a FakeRing of anyio_uring.testing, not 7"),  # type: ignore[arg-type]
         (lambda: UringOptions(driver="fake"), ValueError, 'must be "auto", "uring" or "threads", not \'fake\''),  # type: ignore[arg-type]

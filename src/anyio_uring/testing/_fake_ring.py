@@ -109,7 +109,9 @@ class FakeRing:
         """
         Have the next operations of a kind not end before they are cancelled, or :meth:`release` is called.
 
-        :raises ValueError: as :meth:`fail_next` does
+        Of what no cancellation reaches (an append log's commit, what :func:`atomic_write` tidies up), the latter only.
+
+        :raises ValueError: as :meth:`fail_next` does, and at ``"close"``, which no cancellation ever reaches
         """
         self._injector.plan(operation, None, count)
 

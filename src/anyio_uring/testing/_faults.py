@@ -61,7 +61,12 @@ class Faults:
     enospc: float = _rate()
     """Operations that take space on a disk, and fail with ``ENOSPC``."""
     stuck: float = _rate()
-    """Operations that do not end before they are cancelled, or :meth:`FakeRing.release` is called."""
+    """
+    Reads, writes and syncs that do not end before they are cancelled, or :meth:`FakeRing.release` is called.
+
+    Not opens, calls with paths and closes: among them is what tidies up, which no cancellation reaches.  Nor does one
+    reach the commits of an append log: those go on at a release only.
+    """
     lost_cancels: float = _rate()
     """Cancel requests that change nothing, three for one operation at most: the library sends another after 20 ms."""
     overflow: float = _rate()
@@ -93,11 +98,13 @@ class Injector:
         Have the next ``count`` operations of a kind come to this.
 
         :param fate: ``-errno``; ``None``: stuck
-        :raises ValueError: if there is no such kind, or the count is not positive
+        :raises ValueError: if there is no such kind, the count is not positive, or a close is to be stuck
         """
         opcode = OPERATIONS.get(operation)
         if opcode is None:
             raise ValueError(f"there is no operation {operation!r}: choose one of {', '.join(sorted(OPERATIONS))}")
+        if fate is None and opcode is Opcode.CLOSE:
+            raise ValueError("a close cannot be stuck: no cancellation reaches it, so that nothing would end it")
         if count < 1:
             raise ValueError(f"count must be 1 or more, not {count}")
         self._next.setdefault(opcode, deque()).extend([fate] * count)
@@ -121,9 +128,10 @@ class Injector:
     def _possible(self, request: AnyRequest) -> Iterator[tuple[int | None, float]]:
         """Yield what a request may come to, and how often."""
         faults = self.faults
-        if request.opcode is not Opcode.CLOSE:
-            yield None, faults.stuck
         is_call = isinstance(request, Call)
+        # A driver is not told which calls no cancellation reaches; some tidy up.
+        if not is_call:
+            yield None, faults.stuck
         is_disk = is_call or file_type(request.fd) in DISKS
         # What is asked again is not refused again, and a close is not asked again.
         if not request.force_async and request.opcode is not Opcode.CLOSE:
