@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 import tempfile
 import threading
@@ -629,6 +630,18 @@ def test_it_leaves_no_descriptor(seed: int) -> None:
     anyio.run(main)
     before = os.listdir("/proc/self/fd")
     anyio.run(main)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_it_leaves_no_descriptor_where_there_is_no_room_for_all(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def epoll() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(select, "epoll", epoll)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError) as caught:
+        _open(FakeRing(seed))
+    assert caught.value.errno == errno.EMFILE
     assert os.listdir("/proc/self/fd") == before
 
 

@@ -25,12 +25,17 @@ class Readiness:
         Open it.
 
         :raises NotImplementedError: if the system has no epoll
+        :raises OSError: if there are too many descriptors
         """
         if not hasattr(select, "epoll"):
             raise NotImplementedError("a fake ring needs epoll(7), which only Linux has")
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll = select.epoll()
-        self._epoll.register(self._event, select.EPOLLIN)
+        try:
+            self._epoll = select.epoll()
+            self._epoll.register(self._event, select.EPOLLIN)
+        except OSError:
+            os.close(self._event)
+            raise
         self._is_set = False
         # {descriptor: [(row, what it waits for)]}, in the order in which they came
         self._parked: dict[int, list[tuple[Any, int]]] = {}
