@@ -592,12 +592,19 @@ def test_the_faults_of_a_ring_are_checked_when_they_are_changed(seed: int) -> No
 
 
 @pytest.mark.anyio
-async def test_an_open_that_would_wait_for_somebody_is_refused(tmp_path: Path, seed: int) -> None:
-    os.mkfifo(tmp_path / "fifo")
+async def test_an_open_that_could_wait_for_somebody_is_refused(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
     async with open_uring(driver=FakeRing(seed)) as io:
-        with pytest.raises(ValueError, match="no thread that could wait"):
-            await io.open(tmp_path / "fifo")
-        await io.close(await io.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK))
+        for flags in (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY | os.O_CREAT):
+            with pytest.raises(ValueError, match="no thread that could wait"):
+                await io.open(path, flags)
+        for flags in (os.O_RDONLY | os.O_NONBLOCK, os.O_RDWR, os.O_PATH):
+            await io.close(await io.open(path, flags))
+        for flags, code in ((os.O_WRONLY | os.O_CREAT | os.O_EXCL, errno.EEXIST), (os.O_DIRECTORY, errno.ENOTDIR)):
+            with pytest.raises(OSError) as caught:
+                await io.open(path, flags)
+            assert caught.value.errno == code
 
 
 @pytest.mark.anyio

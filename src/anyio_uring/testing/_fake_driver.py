@@ -448,11 +448,13 @@ def _first_bytes(request: Request, count: int) -> list[memoryview]:
 
 def _check_open(request: AnyRequest) -> None:
     """
-    Refuse an open that waits for somebody else: there is no thread to do so.
+    Refuse an open that may wait for somebody else: there is no thread to do so.
 
-    :raises ValueError: at a FIFO, unless it is opened with ``O_NONBLOCK``
+    Whether a FIFO's other end is open already cannot be found out without opening this one, which others would see.
+
+    :raises ValueError: at a FIFO, unless its flags say that it does not wait
     """
-    if not isinstance(request, Call) or request.opcode is not Opcode.OPENAT or request.op_flags & os.O_NONBLOCK:
+    if not isinstance(request, Call) or request.opcode is not Opcode.OPENAT or _never_waits(request.op_flags):
         return
     assert isinstance(request.first, bytes)
     try:
@@ -460,4 +462,13 @@ def _check_open(request: AnyRequest) -> None:
     except OSError:
         return  # which the open will say itself
     if stat.S_ISFIFO(status.st_mode):
-        raise ValueError("a fake ring has no thread that could wait for the other end of a FIFO: use O_NONBLOCK")
+        raise ValueError(
+            "a fake ring has no thread that could wait for the other end of a FIFO: use O_NONBLOCK, or O_RDWR"
+        )
+
+
+def _never_waits(flags: int) -> bool:
+    """Whether an open with these flags does not wait at a FIFO: it opens both ends or none, or fails."""
+    is_new = flags & (os.O_CREAT | os.O_EXCL) == os.O_CREAT | os.O_EXCL
+    has_both_ends = flags & os.O_ACCMODE == os.O_RDWR
+    return is_new or has_both_ends or bool(flags & (os.O_NONBLOCK | os.O_PATH | os.O_DIRECTORY))

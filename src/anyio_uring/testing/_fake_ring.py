@@ -38,8 +38,8 @@ class FakeRing:
     and no program may mind.  What programs do notice, or at least the library must mend, :class:`Faults` ask for.
 
     What would block (an empty pipe) waits, without a thread, and can be cancelled.  Everything else happens in the event
-    loop's thread: it is made for tests, not for speed.  An open that would wait for the other end of a FIFO is a
-    :class:`ValueError`.
+    loop's thread: it is made for tests, not for speed.  An open that could wait for the other end of a FIFO is a
+    :class:`ValueError`, also if that end is open already.
 
     Several managers can be opened on one, also one after the other; they share its seed.  A run is replayed by a new
     one with the same seed, as far as the order of the program's own steps is the same.  Not of the seed are: the order
