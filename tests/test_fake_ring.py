@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import select
@@ -18,7 +19,7 @@ import attrs
 import pytest
 
 import anyio_uring.testing
-from anyio_uring import ChainError, Instrument, OperationTrace, UringOptions, atomic_write, open_uring
+from anyio_uring import ChainError, Instrument, OperationTrace, UringOptions, atomic_write, current, open_uring
 from anyio_uring._driver import CANCEL, GENERATION, MEMBER
 from anyio_uring._requests import Opcode, Request
 from anyio_uring.testing import FakeRing, Faults, _fake_driver
@@ -531,6 +532,37 @@ async def test_without_notes_the_log_tells_the_seed(caplog: pytest.LogCaptureFix
         async with open_uring(driver=FakeRing(7)):
             raise LookupError
     assert "ANYIO_URING_FAKE_SEED=7" in caplog.text
+
+
+@dataclasses.dataclass(frozen=True)
+class _FrozenError(Exception):
+    code: int
+
+
+@pytest.mark.anyio
+async def test_an_exception_that_takes_no_notes_arrives(caplog: pytest.LogCaptureFixture) -> None:
+    ring = FakeRing(7)
+    with pytest.raises(_FrozenError):
+        async with open_uring(driver=ring):
+            raise _FrozenError(3)
+    assert ring._drivers == []
+    assert "ANYIO_URING_FAKE_SEED=7" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_whatever_becomes_of_the_note_the_manager_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(_ring: FakeRing, exc: BaseException) -> None:
+        raise ArithmeticError from exc
+
+    monkeypatch.setattr(FakeRing, "note", note)
+    ring = FakeRing(7)
+    with pytest.raises(ArithmeticError) as caught:
+        async with open_uring(driver=ring):
+            raise LookupError
+    assert type(caught.value.__cause__) is LookupError
+    assert ring._drivers == []
+    with pytest.raises(LookupError):
+        current()
 
 
 @pytest.mark.anyio

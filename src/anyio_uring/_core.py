@@ -236,8 +236,6 @@ class _Opening:
     ) -> None:
         manager = self._manager
         assert manager is not None
-        if exc is not None and not isinstance(self._options.driver, str):
-            self._options.driver.note(exc)
         manager._closed = True
         if manager.buffers is not None:
             manager.buffers._close()
@@ -256,6 +254,8 @@ class _Opening:
                 await self._tasks.__aexit__(None, None, None)
             finally:
                 self._instruments.tell(Instrument.manager_closed, manager)
+                if exc is not None and not isinstance(self._options.driver, str):
+                    self._options.driver.note(exc)
 
     def _start(self, task: CompletionTask) -> None:
         self._tasks.start_soon(task.run, name="anyio_uring owner of threads")

@@ -133,14 +133,28 @@ class FakeRing:
         return driver
 
     def note(self, exc: BaseException) -> None:
-        """Add to an exception how to replay what led to it (Python 3.11; before, it is logged)."""
+        """
+        Add to an exception how to replay what led to it.
+
+        It is logged where an exception takes no notes: before Python 3.11, and a frozen dataclass.
+        """
         if isinstance(exc, anyio.get_cancelled_exc_class()):
             return
         text = f"{self!r}: set {SEED_VARIABLE}={self.seed}, or give it this seed, to see the same again"
-        if sys.version_info < (3, 11):
+        if not _add_note(exc, text):
             _LOGGER.warning(text)
-        elif text not in getattr(exc, "__notes__", ()):
+
+
+def _add_note(exc: BaseException, text: str) -> bool:
+    """Add a note that an exception does not have yet; False if it takes none."""
+    if sys.version_info < (3, 11):
+        return False
+    try:
+        if text not in getattr(exc, "__notes__", ()):
             exc.add_note(text)
+    except Exception:  # noqa: BLE001 - whatever a class of the program's answers to a new attribute
+        return False
+    return True
 
 
 def _check(name: str, value: object, types: type | tuple[type, ...]) -> None:
