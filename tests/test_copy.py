@@ -294,6 +294,8 @@ async def test_what_shutil_refuses_is_refused_alike(io: AsyncIoManager, source: 
         ("missing", "target"),
         ("source", "missing/target"),
         ("source", "source/target"),
+        ("source", "missing/."),
+        ("source", "missing/../target"),
         ("fifo", "target"),
         ("source", "fifo"),
     ]:
@@ -309,6 +311,80 @@ async def test_what_shutil_refuses_is_refused_alike(io: AsyncIoManager, source: 
         await copy_file(source, "/dev/null")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     assert _names(tmp_path) == {"source", "alias", "twin", "fifo", "directory"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("follow_symlinks", [True, False])
+@pytest.mark.parametrize("names", [("source", ""), ("", "target"), ("link", ""), ("", "")])
+async def test_an_empty_name_is_no_file(
+    io: AsyncIoManager,
+    source: Path,
+    names: tuple[str, str],
+    *,
+    follow_symlinks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not that of the working directory, either."""
+    work = source.parent / "work"
+    work.mkdir()
+    (work / "source").write_bytes(b"data")
+    (work / "link").symlink_to("source")
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(_copy_steps.FileCopy, "_open", lambda _: pytest.fail("something was to be copied"))
+    with pytest.raises(FileNotFoundError) as caught:
+        await copy_file(*names, follow_symlinks=follow_symlinks)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, "")
+    assert _names(work) == {"source", "link"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("source", "open"),
+        ("source", "utime"),
+        ("source", "replace"),
+        ("link", "symlink"),
+        ("link", "utime"),
+        ("link", "replace"),
+    ],
+)
+async def test_an_error_names_the_target_as_it_was_given(
+    io: AsyncIoManager, source: Path, name: str, *, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the temporary file, of which the caller knows nothing."""
+    real: Any = getattr(os, call)
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        for argument in arguments:
+            if ".anyio-uring-copy-" in str(argument):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), argument)
+        return real(*arguments, **options)
+
+    source.with_name("link").symlink_to("source")
+    monkeypatch.chdir(source.parent)
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(PermissionError) as caught:
+        await copy_file(name, "target", follow_symlinks=False)
+    assert (caught.value.errno, caught.value.filename, caught.value.filename2) == (errno.EACCES, "target", None)
+    assert _names(source.parent) == {"source", "link"}
+
+
+@pytest.mark.anyio
+async def test_an_error_of_the_sources_metadata_names_the_source(
+    io: AsyncIoManager, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copystat = shutil.copystat
+
+    def copystat_too_late(ours: Any, theirs: Any) -> None:
+        os.unlink(ours)
+        copystat(ours, theirs)
+
+    monkeypatch.setattr(shutil, "copystat", copystat_too_late)
+    with pytest.raises(FileNotFoundError) as caught:
+        await copy_file(source, target)
+    assert (caught.value.filename, caught.value.filename2) == (str(source), None)
+    assert not _names(target.parent)
 
 
 def test_what_permissions_forbid_is_refused(source: Path, target: Path) -> None:

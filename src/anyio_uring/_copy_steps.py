@@ -13,7 +13,8 @@ import os
 import secrets
 import shutil
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import attrs
@@ -54,6 +55,8 @@ class FileCopy:
     target_fd: int = -1
     # What the source must have had until the end, for zeros not to pass for its data.
     _needed: int = 0
+    # Where the copy gets its name: the target, or what a link there leads to.
+    _place: str = ""
     # The copy's name until it is complete.
     _temporary: str | None = None
 
@@ -67,7 +70,8 @@ class FileCopy:
         self._check()
         if self.is_link:
             name = self._new_name()
-            os.symlink(os.readlink(self.source), name)
+            with self._naming_target():
+                os.symlink(os.readlink(self.source), name)
             self._temporary = name
             return 0
         self._open()
@@ -79,7 +83,9 @@ class FileCopy:
         try:
             existing = os.stat(self.target, follow_symlinks=not self.is_link)
         except FileNotFoundError:
-            if self.target.endswith(os.sep):
+            directory, name = os.path.split(self.target)
+            # Of no name, or one behind a directory that is not there, realpath() would make another file's.
+            if not name or not os.path.isdir(directory or os.curdir):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.target) from None
         else:
             if os.path.samestat(status, existing):
@@ -89,9 +95,8 @@ class FileCopy:
             if not stat.S_ISLNK(existing.st_mode) and not os.access(self.target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.target)
         _check_type(self.source, status.st_mode)
-        if not self.is_link:
-            # A link at the target is followed, as shutil does; its name stays.
-            self.target = os.path.realpath(self.target)
+        # A link at the target is followed, as shutil does; its name stays.
+        self._place = self.target if self.is_link else os.path.realpath(self.target)
 
     def _open(self) -> None:
         # Not to wait for a FIFO's writer, should one have taken the file's place.
@@ -102,11 +107,12 @@ class FileCopy:
         self.size = self._needed = status.st_size
         name = self._new_name()
         # Nobody else's to read before it has its own permissions.
-        self.target_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with self._naming_target():
+            self.target_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._temporary = name
 
     def _new_name(self) -> str:
-        return os.path.join(os.path.dirname(self.target), f".anyio-uring-copy-{secrets.token_hex(8)}")
+        return os.path.join(os.path.dirname(self._place), f".anyio-uring-copy-{secrets.token_hex(8)}")
 
     def _clone(self) -> bool:
         """Share the source's blocks, of all of it at once (``ioctl_ficlone(2)``); say whether that can be done."""
@@ -180,20 +186,21 @@ class FileCopy:
     def finish(self) -> None:
         """Give the copy its length, its metadata and, in one step, its name."""
         assert self._temporary is not None
-        if not self.is_link:
-            found = os.fstat(self.source_fd).st_size
-            if found < self._needed:
-                raise self.shrunk(found)
-            try:
-                os.ftruncate(self.target_fd, self.size)  # a hole at the end
-            except OSError as exc:
-                raise self.error(exc) from exc
-            self._close()  # before the times are set, for a close may write
-            shutil.copystat(self.source, self._temporary)
-        else:
-            status = os.lstat(self.source)  # a link has no other metadata that anybody can set
-            os.utime(self._temporary, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
-        os.replace(self._temporary, self.target)
+        with self._naming_target():
+            if not self.is_link:
+                found = os.fstat(self.source_fd).st_size
+                if found < self._needed:
+                    raise self.shrunk(found)
+                try:
+                    os.ftruncate(self.target_fd, self.size)  # a hole at the end
+                except OSError as exc:
+                    raise self.error(exc) from exc
+                self._close()  # before the times are set, for a close may write
+                shutil.copystat(self.source, self._temporary)
+            else:
+                status = os.lstat(self.source)  # a link has no other metadata that anybody can set
+                os.utime(self._temporary, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+            os.replace(self._temporary, self._place)
         self._temporary = None
 
     def discard(self) -> None:
@@ -213,6 +220,16 @@ class FileCopy:
             os.close(source_fd)
         if target_fd >= 0:
             os.close(target_fd)
+
+    @contextmanager
+    def _naming_target(self) -> Iterator[None]:
+        """Have errors name the target where they would name the temporary file, which the caller never gave."""
+        try:
+            yield
+        except OSError as exc:
+            if exc.filename == self.source:
+                raise
+            raise OSError(exc.errno, exc.strerror, self.target) from exc
 
     def shrunk(self, found: int) -> OSError:
         message = f"the file has shrunk while it was copied: {found} of {self.size} bytes were there"
