@@ -15,6 +15,7 @@ import pytest
 from anyio_uring import Instrument, ManagerView, OperationTrace, open_uring
 from anyio_uring._completion_task import CompletionTask
 from anyio_uring._instruments import Instruments
+from anyio_uring._path_calls import AT_FDCWD
 from anyio_uring._requests import Opcode, Request
 from anyio_uring._traced_driver import TracedDriver
 from anyio_uring._waiters import current_loop
@@ -89,6 +90,24 @@ async def test_a_single_operation(driver: Any, path: Path) -> None:
     assert [event[0] for event in recorder.events[1:4]] == ["submitted", "batch", "completed"]
     assert recorder.events[-1] == ("closed", driver, 5)
     assert min(recorder.durations_ns) > 0
+
+
+async def test_operations_on_paths(driver: Any, path: Path) -> None:
+    recorder = Recorder()
+    async with open_uring(driver=driver, instruments=[recorder]) as io:
+        await io.stat(path)
+        fd = await io.open(path, os.O_RDWR)
+        await io.fallocate(fd, 0, 5, 100)
+        await io.close(fd)
+        await io.unlink(path)
+    assert [(each.opcode, each.fd, each.offset, each.length) for each in recorder.of("submitted")] == [
+        ("statx", AT_FDCWD, 0, 0),
+        ("openat", AT_FDCWD, 0, 0),
+        ("fallocate", fd, 5, 0),
+        ("close", fd, 0, 0),
+        ("unlinkat", AT_FDCWD, 0, 0),
+    ]
+    assert list(recorder.results().values()) == [0, fd, 0, 0, 0]
 
 
 @pytest.mark.parametrize("depth", [4, 256])

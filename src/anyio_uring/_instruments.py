@@ -28,13 +28,13 @@ class OperationTrace:
     user_data: int
     """Its number in the ring, as the kernel's own tracepoints and ``fdinfo`` show it."""
     opcode: str
-    """``"read"``, ``"readv"``, ``"write"``, ``"writev"`` or ``"fsync"``."""
+    """The kernel's name of it: ``"read"``, ``"writev"``, ``"fsync"``, ``"openat"``, ``"close"``, ``"statx"`` ..."""
     fd: int
-    """The descriptor."""
+    """The descriptor; for a path, that of the directory that it is relative to: -100 is the working directory."""
     offset: int
-    """Byte offset in the file; -1 is the file position."""
+    """Byte offset in the file; -1 is the file position.  The new length of ``"ftruncate"``; 0 where there is none."""
     length: int
-    """Bytes to transfer; 0 for a sync."""
+    """Bytes to transfer; 0 for whatever moves no data of a file."""
     submitted_ns: int
     """When it was handed to the driver, by :func:`time.perf_counter_ns`."""
 
@@ -94,7 +94,7 @@ class Instrument(Protocol):
         """
         Take note of an operation that has ended.
 
-        :param result: bytes, or ``-errno``
+        :param result: bytes, the new descriptor of ``"openat"``, 0 of what has none; or ``-errno``
         :param completed_ns: when the event loop learnt of it, by :func:`time.perf_counter_ns`
         """
         return
