@@ -147,6 +147,11 @@ def test_each_of_ferrites_keys_takes_effect(toml: Any, key: str) -> None:
         ("[ring]\n", r"app\.toml: there is no table \[io\]"),
         ("io = 3\n", r"app\.toml: there is no table \[io\]"),
         ("[io\n", r"app\.toml is no TOML: .*line 1"),
+        (f"[io]\ndepth = {'9' * 5000}", r"app\.toml is no TOML: Exceeds the limit"),
+        (f"[io]\ndepth = 0x{'f' * 5000}", r"app\.toml: \[io\] depth: Exceeds the limit"),
+        (f"[io]\nuring_enabled = 0x{'f' * 5000}", r"app\.toml: \[io\] uring_enabled: Exceeds the limit"),
+        (f"[io]\nfixed_buffer_size = '{'9' * 5000}'", r"app\.toml: \[io\] fixed_buffer_size: Exceeds the limit"),
+        (f"[io]\ndepth = {'[' * 20000}", r"app\.toml is no TOML: .*(recursion|nested)"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_the_place(toml: Any, text: str, message: str) -> None:
@@ -216,6 +221,8 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DEPTH", "many", "variable ANYIO_URING_DEPTH must be an int between 1 and 32768, not 'many'"),
         ("DEPTH", "0x10", "ANYIO_URING_DEPTH must be an int"),
         ("DEPTH", "-1", "variable ANYIO_URING_DEPTH must be between 1 and 32768, not -1"),
+        ("DEPTH", "9" * 5000, "variable ANYIO_URING_DEPTH: Exceeds the limit"),
+        ("FIXED_BUFFER_SIZE", "9" * 5000, "variable ANYIO_URING_FIXED_BUFFER_SIZE: Exceeds the limit"),
         ("NOWAIT", "maybe", "variable ANYIO_URING_NOWAIT must be true or false, not 'maybe'"),
         ("DRIVER", "epoll", 'variable ANYIO_URING_DRIVER must be "auto", "uring" or "threads"'),
     ],

@@ -122,17 +122,18 @@ def read_toml(cls: type, path: str | os.PathLike[str], table: str) -> dict[str, 
         if key not in known:
             raise ValueError(f"{name}: there is no such option; {_allowed(known)}")
         field, how = known[key]
-        if how is None:
-            if field.name in first:
-                raise ValueError(f"{name}: {first[field.name]} sets the same option: give one of them")
-            first[field.name] = key
-            values[field.name] = _checked(field, name, value)
-        elif not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, not {value!r}")
-        elif value:
-            switched_on[field.name] = how.on
-        else:
-            switched_off[field.name] = how.off
+        with naming(name):
+            if how is None:
+                if field.name in first:
+                    raise ValueError(f"{name}: {first[field.name]} sets the same option: give one of them")
+                first[field.name] = key
+                values[field.name] = _checked(field, name, value)
+            elif not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
+            elif value:
+                switched_on[field.name] = how.on
+            else:
+                switched_off[field.name] = how.off
     return {**switched_on, **values, **switched_off}
 
 
@@ -147,7 +148,8 @@ def read_environment(fields: Iterable[attrs.Attribute[Any]], environ: Mapping[st
         text = environ.get(variable(field.name))
         if text:
             name = f"the environment variable {variable(field.name)}"
-            values[field.name] = _checked(field, name, _how(field).text(text))
+            with naming(name):
+                values[field.name] = _checked(field, name, _how(field).text(text))
     return values
 
 
@@ -170,11 +172,12 @@ def variable(option: str) -> str:
 
 @contextmanager
 def naming(place: str) -> Iterator[None]:
-    """Say in an error about options that do not go together where they were written down."""
+    """Say in an error where what is wrong was written down, if it does not begin with that itself."""
     try:
         yield
     except (TypeError, ValueError) as exc:
-        raise ValueError(f"{place}: {exc}") from exc
+        message = str(exc)
+        raise ValueError(message if message.startswith(place) else f"{place}: {message}") from exc
 
 
 def _how(field: attrs.Attribute[Any]) -> _Written:
@@ -185,14 +188,10 @@ def _how(field: attrs.Attribute[Any]) -> _Written:
 def _checked(field: attrs.Attribute[Any], name: str, value: object) -> object:
     """Convert and check one value as the class would, but in errors call it as its author did."""
     convert: Any = field.converter
-    try:
-        if convert is not None:
-            value = convert(value)
-        if field.validator is not None:
-            field.validator(None, field.evolve(name=name), value)
-    except (TypeError, ValueError) as exc:
-        message = str(exc)
-        raise ValueError(message if message.startswith(name) else f"{name}: {message}") from exc
+    if convert is not None:
+        value = convert(value)
+    if field.validator is not None:
+        field.validator(None, field.evolve(name=name), value)
     return value
 
 
@@ -213,7 +212,7 @@ def _load(path: str | os.PathLike[str], table: str) -> dict[str, Any]:
     with open(path, "rb") as file:
         try:
             found: Any = tomllib.load(file)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:  # the latter of arrays within arrays, a thousand deep
             raise ValueError(f"{os.fspath(path)} is no TOML: {exc}") from exc
     for part in table.split("."):
         found = found.get(part) if isinstance(found, dict) else None
