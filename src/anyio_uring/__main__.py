@@ -10,16 +10,34 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from ._copy_command import cp
 from ._doctor_command import doctor
 from ._errors import BatchError
 from ._logs import configure
 from ._options import DEPTH_MAX, UringOptions
+from ._output import OutputError, accept_any_text, complain, flush
+
+# Of every command, and nothing else that a command may find.
+STATUS_UNWRITTEN: Final = 3
+_STATUSES: Final = "3 if standard output did not take what there was to say"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
+    try:
+        accept_any_text()
+        try:
+            return _run(arguments)
+        finally:
+            flush()
+    except OutputError as exc:
+        complain(str(exc))
+        return STATUS_UNWRITTEN
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     if command == "doctor":  # which tells of a bad environment by itself
@@ -28,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure()
         UringOptions()._with_driver_variable()
     except ValueError as exc:
-        print(f"anyio-uring: {exc}", file=sys.stderr)
+        complain(str(exc))
         return 2
     if command == "cp":
         return cp(**options)
@@ -38,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return demo(**options)
     except (OSError, BatchError) as exc:
-        print(f"anyio-uring: {exc}", file=sys.stderr)
+        complain(str(exc))
         return 1
 
 
@@ -51,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help=title,
         description=f"{title[0].upper()}{title[1:]}.",
-        epilog="Exit status: 0 if open_uring() takes the ring here, 1 if it takes threads, 2 if something is broken.",
+        epilog="Exit status: 0 if open_uring() takes the ring here, 1 if it takes threads, 2 if something is broken, "
+        f"{_STATUSES}.",
     )
     command.add_argument(
         "path",
@@ -68,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         help=title,
         description=f"{title[0].upper()}{title[1:]}: on asyncio and trio, through io_uring and through threads, "
         "with a table at the end.  Contents are copied, permissions and times are not.",
-        epilog="Exit status: 1 if anything differs or is missing.",
+        epilog="Exit status: 0 if every byte is equal, 1 if anything differs or is missing, 2 for a wrong command line, "
+        f"{_STATUSES}.",
     )
     command.add_argument(
         "directory", nargs="?", type=_directory, metavar="DIR", help="the tree (default: Python's standard library)"
@@ -96,7 +116,7 @@ def _add_cp(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "A file that exists is replaced when its copy is complete, and not before; links below a directory are "
         "copied as links.  On a terminal a bar shows the progress, if rich is installed.",
         epilog="Exit status: 0 if everything was copied, 1 if something could not be, 2 for a wrong command line, "
-        "130 after Ctrl-C; an interrupted file leaves nothing behind.",
+        f"{_STATUSES}, 130 after Ctrl-C; an interrupted file leaves nothing behind.",
     )
     command.add_argument("source", metavar="SRC")
     command.add_argument("target", metavar="DST", help="the copy's name, or a directory to put it in")

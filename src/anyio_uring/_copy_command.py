@@ -9,7 +9,6 @@ import asyncio
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from ._copy import copy_file
 from ._copy_tree import copy_tree
 from ._core import open_uring
 from ._options import DriverChoice
+from ._output import complain, is_terminal, tell
 
 
 def cp(source: str, target: str, *, recursive: bool, driver: DriverChoice) -> int:
@@ -39,12 +39,12 @@ def cp(source: str, target: str, *, recursive: bool, driver: DriverChoice) -> in
         _complain(exc)
         return 1
     except OSError as exc:
-        print(f"anyio-uring: {exc}", file=sys.stderr)
+        complain(str(exc))
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):  # the latter comes out of asyncio.run() on Python 3.10
-        print("anyio-uring: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
-    print(_printable(f"{source} -> {target}: {count} bytes"))
+    tell(f"{source} -> {target}: {count} bytes")
     return 0
 
 
@@ -60,7 +60,7 @@ async def _copy(
 @contextmanager
 def _progress(source: str, *, recursive: bool) -> Iterator[Callable[[int], object]]:
     """Show a bar on a terminal, if rich is there to draw one."""
-    if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
+    if not is_terminal() or importlib.util.find_spec("rich") is None:
         yield lambda _done: None
         return
     from rich.progress import (  # noqa: PLC0415 - not everyone has it
@@ -92,11 +92,6 @@ def _complain(error: shutil.Error) -> None:
     problems = error.args[0]
     if isinstance(problems, list):
         for _source, _target, why in problems:
-            print(_printable(f"anyio-uring: {why}"), file=sys.stderr)
+            complain(why)
     else:
-        print(_printable(f"anyio-uring: {problems}"), file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    """Return text that every terminal takes, also of a file name that is not UTF-8."""
-    return os.fsencode(text).decode("utf-8", "replace")
+        complain(problems)

@@ -5,6 +5,7 @@ It knows terminals; the job itself is in :mod:`anyio_uring._demo`.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 
@@ -30,6 +31,7 @@ except ModuleNotFoundError as _missing:
 from ._core import open_uring
 from ._demo import Outcome, Tree, copy_and_verify, scan
 from ._errors import UringUnavailableError
+from ._output import writing
 
 # How many findings of one kind are printed before they are only counted.
 LINES_MAX = 20
@@ -46,13 +48,14 @@ def demo(directory: str | None, *, depth: int, target: str | None, keep: bool, r
     :return: the exit status: 1 if anything differs or is missing
     :raises OSError: if the tree cannot be listed, or the copies cannot be written
     :raises BatchError: if an operation of a batch fails
+    :raises OutputError: if standard output does not take what there is to say
     """
     console = _console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     # What pip has installed lies inside the standard library's directory, but is no part of it.
     leave_out = () if directory else ("site-packages", "dist-packages")
     tree = scan(directory or sysconfig.get_path("stdlib"), leave_out)
-    say(f"{_printable(tree.root)}: {len(tree.files)} files, {_mib(tree.total_bytes)} MiB")
+    say(f"{tree.root}: {len(tree.files)} files, {_mib(tree.total_bytes)} MiB")
     _say_findings(say, "skipped", tree.skipped)
     legs, is_complete = _legs(say, depth)
     place = tempfile.mkdtemp(prefix="anyio-uring-demo-", dir=target)
@@ -70,15 +73,27 @@ def demo(directory: str | None, *, depth: int, target: str | None, keep: bool, r
             shutil.rmtree(place, ignore_errors=True)
     console.print(_table(outcomes))
     if keep:
-        say(f"The copies are in {_printable(place)}")
+        say(f"The copies are in {place}")
     wrong = sum(len(outcome.problems) for outcome in outcomes.values())
     say(f"{wrong} differences: the copies are NOT equal" if wrong else "Every byte read back equals the original.")
     return 1 if wrong or (require_ring and not is_complete) else 0
 
 
+class _Console(Console):
+    """A console that tells standard output's errors from those of the copies."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with writing():
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        # rich would exit with a status that means something else here.
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    console = _Console()
+    return console if console.is_terminal else _Console(width=PLAIN_WIDTH)
 
 
 def _legs(say: Callable[[str], None], depth: int) -> tuple[list[Leg], bool]:
@@ -164,14 +179,9 @@ def _table(outcomes: dict[Leg, Outcome]) -> Table:
 def _say_findings(say: Callable[[str], None], title: str, findings: dict[str, str] | list[str]) -> None:
     lines = [f"{path}: {why}" for path, why in findings.items()] if isinstance(findings, dict) else findings
     for line in lines[:LINES_MAX]:
-        say(f"{title}: {_printable(line)}")
+        say(f"{title}: {line}")
     if len(lines) > LINES_MAX:
         say(f"{title}: and {len(lines) - LINES_MAX} more")
-
-
-def _printable(path: str) -> str:
-    """Return text that every terminal takes, also of a file name that is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _mib(count: int) -> str:

@@ -6,13 +6,13 @@ It knows words and terminals; it finds out nothing.
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any, Final, Literal
 
 import attrs
 
 from ._doctor import Feature, Place, Report, examine, in_kib
 from ._options import DRIVER_VARIABLE, UringOptions
+from ._output import is_terminal, tell, writing
 from ._requests import Opcode
 
 SYSCTL_MEANS: Final = {
@@ -25,14 +25,18 @@ State = Literal["good", "note", "bad"]
 
 
 def doctor(path: str | None, *, as_json: bool) -> int:
-    """Examine, print, and return the exit status."""
+    """
+    Examine, print, and return the exit status.
+
+    :raises OutputError: if standard output does not take it
+    """
     report = examine(path)
     if as_json:
-        print(json.dumps(attrs.asdict(report), indent=2))
-    elif not (sys.stdout.isatty() and _print_in_colour(report)):
+        tell(json.dumps(attrs.asdict(report), indent=2))
+    elif not (is_terminal() and _print_in_colour(report)):
         lines = _lines(report)
         width = max(len(name) for name, _, _ in lines)
-        print("\n".join(f"{name:<{width}}  {value}" for name, value, _ in lines))
+        tell("\n".join(f"{name:<{width}}  {value}" for name, value, _ in lines))
     return report.status
 
 
@@ -157,5 +161,6 @@ def _print_in_colour(report: Report) -> bool:
     table.add_column(overflow="fold")
     for name, value, state in _lines(report):
         table.add_row(name, Text(value, style=styles[state]))
-    Console().print(table)
+    with writing():
+        Console().print(table)
     return True
