@@ -109,7 +109,7 @@ def test_the_help_has_the_statuses_of_all(command: str, capsys: pytest.CaptureFi
         main([command, "--help"])
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "3 if standard output did not take what there was to say" in out
+    assert "3 if standard output did not take what there was to say, 130 after Ctrl-C" in out
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -166,3 +166,41 @@ def test_such_a_name_on_a_terminal(place: Path) -> None:
     assert b"\x1b[" in shown
     assert rb"\udcff" in shown
     assert b"Traceback" not in shown
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------
+
+
+# The signal may be ignored, as in a background job of a shell.
+INTERRUPTED = """
+import os, signal, sys
+import anyio
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from anyio_uring import AsyncIoManager, _demo_command
+from anyio_uring.__main__ import main
+
+async def write(*_, **__):
+    os.kill(os.getpid(), signal.SIGINT)
+    await anyio.sleep_forever()
+
+AsyncIoManager.write_and_sync = AsyncIoManager.write_batch = write
+_demo_command._legs = lambda *_: ([(sys.argv[1], sys.argv[2])], True)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_ctrl_c_ends_the_doctor_with_one_line(place: Path, driver: str) -> None:
+    done = _run(place, ["-c", INTERRUPTED, "asyncio", driver, *COMMANDS["doctor"]], ANYIO_URING_DRIVER=driver)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "anyio-uring: interrupted\n")
+    assert os.listdir(place / "tree") == ["file"]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("keep", [False, True], ids=["", "keep"])
+def test_ctrl_c_ends_the_demonstration_with_one_line(place: Path, loop: str, *, driver: str, keep: bool) -> None:
+    """What it is told to keep it keeps, and says where."""
+    done = _run(place, ["-c", INTERRUPTED, loop, driver, *COMMANDS["demo"], *["--keep"] * keep])
+    assert (done.returncode, done.stderr) == (130, "anyio-uring: interrupted\n")
+    left = [f"The copies are in ./{name}\n" for name in os.listdir(place) if name != "tree"]
+    assert len(left) == keep
+    assert done.stdout.endswith(left[0] if keep else " ...\n")

@@ -7,6 +7,7 @@ why something does not work may have installed little.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from ._output import OutputError, accept_any_text, complain, flush
 
 # Of every command, and nothing else that a command may find.
 STATUS_UNWRITTEN: Final = 3
-_STATUSES: Final = "3 if standard output did not take what there was to say"
+STATUS_INTERRUPTED: Final = 130
+_STATUSES: Final = "3 if standard output did not take what there was to say, 130 after Ctrl-C"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutputError as exc:
         complain(str(exc))
         return STATUS_UNWRITTEN
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter comes out of asyncio.run() on Python 3.10
+        complain("interrupted")
+        return STATUS_INTERRUPTED
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -116,7 +121,7 @@ def _add_cp(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "A file that exists is replaced when its copy is complete, and not before; links below a directory are "
         "copied as links.  On a terminal a bar shows the progress, if rich is installed.",
         epilog="Exit status: 0 if everything was copied, 1 if something could not be, 2 for a wrong command line, "
-        f"{_STATUSES}, 130 after Ctrl-C; an interrupted file leaves nothing behind.",
+        f"{_STATUSES}; an interrupted file leaves nothing behind.",
     )
     command.add_argument("source", metavar="SRC")
     command.add_argument("target", metavar="DST", help="the copy's name, or a directory to put it in")

@@ -5,7 +5,6 @@ It knows terminals and where ``cp`` puts things; copying is :mod:`anyio_uring._c
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import shutil
@@ -26,7 +25,7 @@ def cp(source: str, target: str, *, recursive: bool, driver: DriverChoice) -> in
     """
     Copy a file or a directory, and say what was copied.
 
-    :return: the exit status: 1 if something could not be copied, 130 after Ctrl-C
+    :return: the exit status: 1 if something could not be copied
     """
     try:
         if os.path.isdir(source) and not recursive:
@@ -41,9 +40,6 @@ def cp(source: str, target: str, *, recursive: bool, driver: DriverChoice) -> in
     except OSError as exc:
         complain(str(exc))
         return 1
-    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter comes out of asyncio.run() on Python 3.10
-        complain("interrupted")
-        return 130
     tell(f"{source} -> {target}: {count} bytes")
     return 0
 

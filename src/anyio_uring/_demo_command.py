@@ -69,11 +69,11 @@ def demo(directory: str | None, *, depth: int, target: str | None, keep: bool, r
             if not keep:
                 shutil.rmtree(os.path.join(place, "-".join(leg)))
     finally:
-        if not keep:
+        if keep:
+            say(f"The copies are in {place}")
+        else:
             shutil.rmtree(place, ignore_errors=True)
     console.print(_table(outcomes))
-    if keep:
-        say(f"The copies are in {place}")
     wrong = sum(len(outcome.problems) for outcome in outcomes.values())
     say(f"{wrong} differences: the copies are NOT equal" if wrong else "Every byte read back equals the original.")
     return 1 if wrong or (require_ring and not is_complete) else 0
