@@ -201,6 +201,8 @@ def test_ctrl_c_ends_the_demonstration_with_one_line(place: Path, loop: str, *, 
     """What it is told to keep it keeps, and says where."""
     done = _run(place, ["-c", INTERRUPTED, loop, driver, *COMMANDS["demo"], *["--keep"] * keep])
     assert (done.returncode, done.stderr) == (130, "anyio-uring: interrupted\n")
-    left = [f"The copies are in ./{name}\n" for name in os.listdir(place) if name != "tree"]
+    left = [str(place / name) for name in os.listdir(place) if name != "tree"]
+    # mkdtemp() in a relative directory gives a relative path, before Python 3.12.
+    said = [str(place / line[18:]) for line in done.stdout.splitlines() if line.startswith("The copies are in ")]
+    assert said == left
     assert len(left) == keep
-    assert done.stdout.endswith(left[0] if keep else " ...\n")

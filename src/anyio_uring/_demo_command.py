@@ -69,10 +69,11 @@ def demo(directory: str | None, *, depth: int, target: str | None, keep: bool, r
             if not keep:
                 shutil.rmtree(os.path.join(place, "-".join(leg)))
     finally:
-        if keep:
-            say(f"The copies are in {place}")
-        else:
+        if not keep:
             shutil.rmtree(place, ignore_errors=True)
+        # Before Python 3.11 Ctrl-C does not wait for asyncio's worker threads, which may still make files.
+        if os.path.isdir(place):
+            say(f"The copies are in {place}")
     console.print(_table(outcomes))
     wrong = sum(len(outcome.problems) for outcome in outcomes.values())
     say(f"{wrong} differences: the copies are NOT equal" if wrong else "Every byte read back equals the original.")
