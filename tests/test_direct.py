@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import tempfile
@@ -124,11 +125,16 @@ async def test_where_nobody_tells_the_alignment_is_safe(
     assert caught.value.errno == errno.EBADF
     monkeypatch.setattr("anyio_uring._libc._find", lambda _: None)
     assert io.direct_alignment(fd) == safe
-    monkeypatch.setattr("anyio_uring._libc._find", lambda _: lambda *_: -1)
+    monkeypatch.setattr("anyio_uring._libc._find", lambda _: _statx_is_forbidden)
     assert dio_alignment(fd) == safe
     # What is told overrides it: a file whose statx() says zero has no direct I/O.
     monkeypatch.setattr("anyio_uring._libc._find", lambda _: _statx_says_no)
     assert dio_alignment(fd) == DirectAlignment(SAFE_ALIGNMENT, SAFE_ALIGNMENT, is_supported=False)
+
+
+def _statx_is_forbidden(*_: Any) -> int:
+    ctypes.set_errno(errno.EPERM)
+    return -1
 
 
 def _statx_says_no(_fd: Any, _path: bytes, _flags: Any, mask: Any, answer: Any) -> int:
