@@ -571,6 +571,44 @@ async def test_an_argument_that_raises_is_not_masked_and_pins_nothing(io: AsyncI
             buffer.append(0)  # while the exception, and its traceback, are there
 
 
+_AT_THE_POSITION: dict[str, Callable[[AsyncIoManager, int, bytes], Any]] = {
+    "write": lambda io, fd, data: io.write(fd, data, -1),
+    "writev": lambda io, fd, data: io.writev(fd, [data[:7000], data[7000:]], -1),
+    "write_batch": lambda io, fd, data: io.write_batch([(fd, data, -1)]),
+    "write_all": lambda io, fd, data: io.write_all(fd, data, -1),
+    "write_and_sync": lambda io, fd, data: io.write_and_sync(fd, data, -1),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("verb", _AT_THE_POSITION)
+@pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["", "append"])
+async def test_a_short_write_moves_the_file_position(io: AsyncIoManager, path: Path, verb: str, flags: int) -> None:
+    """What is written next must not go where it went (the ring forgets the position then)."""
+    data = os.urandom(20_000)
+    path.write_bytes(b"head")
+    fd = os.open(path, os.O_RDWR | flags)
+    os.lseek(fd, 4, os.SEEK_SET)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            if verb.endswith(("_all", "_sync")):
+                with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+                    await _AT_THE_POSITION[verb](io, fd, data)
+            else:
+                assert await _AT_THE_POSITION[verb](io, fd, data) in (9996, [9996])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 10_000
+        await io.write_all(fd, data[9996:], -1)
+        assert path.read_bytes() == b"head" + data
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+        os.close(fd)
+
+
 @pytest.mark.anyio
 async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: AsyncIoManager, tmp_path: Path) -> None:
     """RLIMIT_FSIZE: write() is short at the limit; write_all() goes on and meets EFBIG."""

@@ -693,3 +693,20 @@ def test_the_public_names_are_documented() -> None:
                 assert member.__doc__, name
     # Each kind of fault is off unless it is asked for.
     assert set(attrs.asdict(Faults()).values()) == {0.0}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("code", [errno.EINTR, errno.EAGAIN])
+async def test_a_sync_that_fails_is_not_asked_again(fd: int, seed: int, code: int) -> None:
+    """What it has not written may be lost, and one that succeeds afterwards proves nothing (fsync(2))."""
+    ring = FakeRing(seed)
+    async with open_uring(driver=ring) as io:
+        for verb in (io.fsync, io.fdatasync):
+            ring.fail_next("fsync", code)
+            with pytest.raises(OSError, match=os.strerror(code)):
+                await verb(fd)
+        ring.fail_next("fsync", code)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            await io.write_and_sync(fd, b"x", 0)
+        ring.fail_next("write", code)
+        assert await io.write_and_sync(fd, b"x", 0) == 1

@@ -69,7 +69,7 @@ from ._driver import (
     member_of,
 )
 from ._fixed_files import Target, hold, let_go
-from ._operations import CANCELED, Operation, is_transient, repeat, take_back
+from ._operations import CANCELED, Operation, is_transient, may_be_repeated, repeat, take_back
 from ._requests import Batch, Requests, is_kept, keep
 from ._stats import IoStatistics
 from ._transfers import Transfers
@@ -633,16 +633,19 @@ class CompletionTask:
             raise operation.error
         results: list[int] = operation.results
         self.transfers.count(operation.requests, results)
+        if cancellation is None and not self._is_closing:
+            return
+        has_happened = CANCELED not in results and not any(map(is_transient, operation.requests, results))
         if cancellation is not None:
-            if CANCELED in results or any(map(is_transient, operation.requests, results)):
+            if not has_happened:
                 cancellation.deliver()
             cancellation.keep()
-        elif self._is_closing and CANCELED in results:
+        elif not has_happened:
             raise anyio.ClosedResourceError("the open_uring() block ended while the operation was in flight")
 
     async def _ask_again(self, requests: Requests, results: list[int], *, is_chain: bool, is_certain: bool) -> None:
-        """Repeat what did not happen for no reason of the caller's; see :func:`is_transient`."""
-        while again := [i for i, res in enumerate(results) if res < 0 and is_transient(requests[i], res)]:
+        """Repeat what did not happen for no reason of the caller's; see :func:`may_be_repeated`."""
+        while again := [i for i, res in enumerate(results) if res < 0 and may_be_repeated(requests[i], res)]:
             self._resubmissions += len(again)
             repeats = [repeat(requests[i], results[i]) for i in again]
             if is_chain:  # those behind it did not happen either

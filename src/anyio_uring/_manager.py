@@ -381,8 +381,8 @@ class AsyncIoManager:
         if self._is_polled:
             check_polled((sync,))  # before anything is written
         request = _arguments.write_request(fd, data, offset)
-        at_position = request.offset < 0 and is_direct(request.fd)
-        if request.is_long or self.features.depth == 1 or at_position:
+        # At the file position the rest of a short write would go where the first part went.
+        if request.is_long or self.features.depth == 1 or request.offset < 0:
             count = await self._performer.write_all(request)
             await self._performer.transfer(sync)
             return count

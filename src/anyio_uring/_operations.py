@@ -19,6 +19,7 @@ from ._flags import NOWAIT
 from ._requests import DISKS, INTERRUPTED, AnyRequest, Call, Opcode, Request, Requests, file_type
 from ._waiters import Cancellation
 
+_SYNCS: Final = frozenset({Opcode.FSYNC, Opcode.SYNC_FILE_RANGE})
 CANCELED: Final = -errno.ECANCELED
 _TRY_AGAIN: Final = -errno.EAGAIN
 _NOT_SEEKABLE: Final = -errno.ESPIPE
@@ -52,7 +53,7 @@ class Operation:
 
 def is_transient(request: AnyRequest, res: int) -> bool:
     """
-    Whether an operation did not happen and is to be asked again.
+    Whether an operation did not happen, for no reason of the caller's.
 
     EINTR; EAGAIN of a file that can only block, unless ``RWF_NOWAIT`` asked for it; and ESPIPE of a socket,
     which has no positions but, unlike a pipe, minds being given one.
@@ -65,6 +66,15 @@ def is_transient(request: AnyRequest, res: int) -> bool:
     if res in INTERRUPTED or (res == _NOT_SEEKABLE and request.offset >= 0 and request.memory is not None):
         return True
     return res == _TRY_AGAIN and not request.op_flags & NOWAIT and file_type(request.fd) in DISKS
+
+
+def may_be_repeated(request: AnyRequest, res: int) -> bool:
+    """
+    Whether an operation that did not happen is asked again by us.
+
+    Not a sync: what it has not written may be lost, and one that succeeds afterwards proves nothing (``fsync(2)``).
+    """
+    return request.opcode not in _SYNCS and is_transient(request, res)
 
 
 def repeat(request: AnyRequest, res: int) -> AnyRequest:

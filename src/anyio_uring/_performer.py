@@ -138,10 +138,31 @@ class Performer:
             return await self._transfer_at_position(request)
         if request.is_long:
             return await self._transfer_parts(request)
-        (res,) = await (self._perform_now((request,)) if _is_nowait(request) else self._task.perform((request,)))
+        res = await self._perform_one(request)
         if res < 0:
             raise self.error(res, request)
         return res
+
+    async def _perform_one(self, request: Request) -> int:
+        position = self._position_of(request)
+        (res,) = await (self._perform_now((request,)) if _is_nowait(request) else self._task.perform((request,)))
+        if position is not None:
+            _move_behind(request, position, res)
+        return res
+
+    def _position_of(self, request: Request) -> int | None:
+        """
+        Return the file position, if the ring may leave it where it is: behind a write at it that is short.
+
+        Seen on Linux 6.18, with RLIMIT_FSIZE and a full disk: the kernel tries the rest by itself, and forgets the
+        position when that fails; what is written next would overwrite what was.
+        """
+        if request.offset >= 0 or request.opcode not in WRITES or self._driver.name != "uring":
+            return None
+        try:
+            return os.lseek(request.fd, 0, os.SEEK_CUR)
+        except OSError:  # a pipe, a socket, a terminal
+            return None
 
     async def _transfer_at_position(self, request: Request) -> int:
         """
@@ -150,11 +171,9 @@ class Performer:
         The ring leaves it where it is when the device answers later (seen on Linux 6.18): the next read would
         return the same bytes.
         """
-        fd = request.fd
-        position = os.lseek(fd, 0, os.SEEK_CUR)
+        position = os.lseek(request.fd, 0, os.SEEK_CUR)
         count = await self.transfer(attrs.evolve(request, offset=position, origin=request))
-        is_appended = count > 0 and request.opcode in WRITES and _direct.appends(fd, request.op_flags)
-        os.lseek(fd, *((0, os.SEEK_END) if is_appended else (position + count, os.SEEK_SET)))
+        _move(request, position, count)
         return count
 
     async def _perform_now(self, requests: DataRequests) -> list[int]:
@@ -188,10 +207,10 @@ class Performer:
         """
         for part in request.rest(done).parts() if done else request.parts():
             try:
-                moved = (attrs.evolve(part, offset=request.advanced(done), origin=part),)
-                (res,) = await (self._perform_now(moved) if _is_nowait(request) else self._task.perform(moved))
+                moved = attrs.evolve(part, offset=request.advanced(done), origin=part)
+                res = await self._perform_one(moved)
                 size = part.size
-                error = None if res >= 0 or done else self.error(res, moved[0])
+                error = None if res >= 0 or done else self.error(res, moved)
             finally:
                 part.release()
             if error is not None:
@@ -251,8 +270,13 @@ class Performer:
         first_parts = [next(r.parts()) if r.is_long else r for r in requests]
         try:
             perform = self._perform_now if requests and _is_nowait(requests[0]) else self._task.perform
+            positions = [*map(self._position_of, first_parts)]
             results: list[int | OSError] = []
-            for request, res in zip(requests, await perform(first_parts)):
+            counts = await perform(first_parts)
+            for part, position, res in zip(first_parts, positions, counts):
+                if position is not None:
+                    _move_behind(part, position, res)
+            for request, res in zip(requests, counts):
                 if res == TRANSFER_MAX and request.is_long:
                     results.append(await self._transfer_parts(request, res))
                 else:
@@ -322,3 +346,15 @@ class Performer:
 
 def _is_nowait(request: Request) -> bool:
     return bool(request.op_flags & NOWAIT)
+
+
+def _move_behind(request: Request, position: int, res: int) -> None:
+    """Move the file position behind what was written, if that is less than was asked."""
+    if 0 <= res < request.size:
+        _move(request, position, res)
+
+
+def _move(request: Request, position: int, count: int) -> None:
+    """Move the file position behind so many bytes."""
+    is_appended = count > 0 and request.opcode in WRITES and _direct.appends(request.fd, request.op_flags)
+    os.lseek(request.fd, *((0, os.SEEK_END) if is_appended else (position + count, os.SEEK_SET)))

@@ -19,6 +19,7 @@ from anyio_uring._requests import DISKS, AnyRequest, Call, Opcode, Request, file
 _SPENDS: Final = frozenset(
     {Opcode.WRITE, Opcode.WRITEV, Opcode.FALLOCATE, Opcode.MKDIRAT, Opcode.SYMLINKAT, Opcode.LINKAT}
 )
+_ASKED_ONCE: Final = frozenset({Opcode.CLOSE, Opcode.FSYNC, Opcode.SYNC_FILE_RANGE})
 # What programs ask for; the others are what a driver makes of it.
 OPERATIONS: Final = {
     opcode.name.lower(): opcode
@@ -133,8 +134,8 @@ class Injector:
         if not is_call:
             yield None, faults.stuck
         is_disk = is_call or file_type(request.fd) in DISKS
-        # What is asked again is not refused again, and a close is not asked again.
-        if not request.force_async and request.opcode is not Opcode.CLOSE:
+        # What is asked again is not refused again; a close and a sync are not asked again.
+        if not request.force_async and request.opcode not in _ASKED_ONCE:
             yield -errno.EINTR, faults.eintr
             if is_disk and not is_call and not request.op_flags & NOWAIT:
                 yield -errno.EAGAIN, faults.eagain
