@@ -231,20 +231,24 @@ def test_what_happens_to_a_copy_behind_its_back_is_found(
 ) -> None:
     for name in ("missing", "short", "whole"):
         (root / name).write_bytes(b"12345")
-    for name in ("other link", "whole link"):
+    for name in ("other link", "no link", "missing link", "whole link"):
         (root / name).symlink_to("nowhere")
 
     def damage() -> None:
         (target / "missing").unlink()
         os.truncate(target / "short", 4)
-        (target / "other link").unlink()
+        for name in ("other link", "no link", "missing link"):
+            (target / name).unlink()
         (target / "other link").symlink_to("elsewhere")
+        (target / "no link").write_bytes(b"nowhere")
 
     after_each_sync(monkeypatch, nothing, damage)  # the second one is that of the directory
     outcome = copy(scan(str(root)), driver)
     assert outcome.problems == [
         "missing: No such file or directory",
         "short: 4 bytes instead of 5",
+        "missing link: No such file or directory",
+        "no link: Invalid argument",
         "other link: the link leads elsewhere",
     ]
 

@@ -209,9 +209,17 @@ class _Copy:
             else:
                 if sizes[0] != sizes[1]:
                     self.problems.append(f"{path}: {sizes[1]} bytes instead of {sizes[0]}")
+        self._check_links()
+
+    def _check_links(self) -> None:
         for path, link_target in self.tree.links.items():
-            if os.readlink(self._in_copy(path)) != link_target:
-                self.problems.append(f"{path}: the link leads elsewhere")
+            try:
+                found = os.readlink(self._in_copy(path))
+            except OSError as exc:
+                self.problems.append(f"{path}: {_reason(exc)}")
+            else:
+                if found != link_target:
+                    self.problems.append(f"{path}: the link leads elsewhere")
 
     def _open(self, group: list[_Piece]) -> None:
         last: _Piece | None = None
