@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import re
 import resource
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from anyio_uring import AsyncIoManager, UringUnavailableError, _doctor
@@ -124,6 +126,37 @@ def test_where_the_ring_is_demanded_and_refused() -> None:
     assert report["problem"].startswith("io_uring_setup was refused with EPERM")
 
 
+def test_where_threads_are_asked_for_and_the_ring_is_refused_as_well() -> None:
+    status, report = run(
+        "from tests.denied import deny; deny('io_uring_setup', errno.EPERM)", ANYIO_URING_DRIVER="threads"
+    )
+    assert (status, report["driver"]) == (1, "threads")
+    asked, refused = report["reason"].split("; and without it: ")
+    assert asked == "the environment variable ANYIO_URING_DRIVER asks for it"
+    assert refused.startswith("io_uring_setup was refused with EPERM")
+
+
+def test_without_proc_what_it_tells_is_unknown(tmp_path: Path) -> None:
+    status, report = run(
+        """
+from tests import denied
+if not denied.own_mounts():
+    print('{"status": 0}')
+    sys.exit()
+denied.hide_proc()
+""",
+        str(tmp_path),
+        ANYIO_URING_DRIVER="threads",
+    )
+    if "driver" not in report:
+        pytest.skip("no mounts are allowed here")
+    assert (status, report["driver"], report["problem"]) == (1, "threads", None)
+    names = ("seccomp", "seccomp_filters", "io_uring_disabled", "is_memlock_exempt")
+    assert [report[name] for name in names] == [None] * 4
+    assert report["place"]["direct_read"] == "ENOENT"  # by way of /proc/self/fd
+    assert report["place"]["written"] == 65536
+
+
 def test_where_the_sysctl_forbids_it(tmp_path: Path) -> None:
     """The sysctl's file is another one, and the kernel's answer is the one that it gives then: EPERM."""
     sysctl = tmp_path / "io_uring_disabled"
@@ -178,6 +211,15 @@ def test_an_unprivileged_user_without_locked_memory() -> None:
     assert "raise RLIMIT_MEMLOCK" in report["reason"]
 
 
+@pytest.mark.ring
+def test_memory_that_comes_back_late_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Locked memory of a ring that is closed, the kernel frees in its own time."""
+    answers = [errno.ENOMEM, errno.ENOMEM]
+    monkeypatch.setattr(_doctor, "try_setup", lambda flags: answers.pop() if answers else try_setup(flags))
+    report = examine(str(tmp_path))
+    assert (report.io_uring_setup, answers) == ("works", [])
+
+
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "anyio_uring._native._lib", None)
     report = examine(str(tmp_path))
@@ -222,6 +264,19 @@ def test_bytes_that_never_arrive_are_broken(monkeypatch: pytest.MonkeyPatch, tmp
     report = examine(str(tmp_path))
     assert (report.status, report.place) == (2, None)
     assert "what was written is not what is in the file" in str(report.problem)
+
+
+def test_a_write_that_fails_is_broken(tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        report = examine(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (report.status, report.driver, report.place) == (2, driver, None)
+    assert str(report.problem).endswith("File too large")
+    assert not os.listdir(tmp_path)
 
 
 # --- the path -----------------------------------------------------------------------------------
@@ -273,6 +328,51 @@ def test_the_default_path_is_a_writable_one(tmp_path: Path, monkeypatch: pytest.
     assert place.path == str(tmp_path)
 
 
+@pytest.mark.parametrize(("code", "said"), [(errno.EAGAIN, "works"), (errno.EINVAL, "EINVAL")])
+def test_how_a_cached_read_ends(code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``EAGAIN``, for a page that has gone, is an answer, too."""
+    preadv = os.preadv
+
+    def refuse(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise OSError(code, os.strerror(code))
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setenv("ANYIO_URING_DRIVER", "threads")
+    monkeypatch.setattr(os, "preadv", refuse)
+    place = examine(str(tmp_path)).place
+    assert place is not None
+    assert place.cached_reads == said
+
+
+def test_how_a_direct_read_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem may open for direct I/O what it then cannot read."""
+    preadv = os.preadv
+
+    def refuse(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if isinstance(buffers[0], mmap.mmap):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return preadv(fd, buffers, offset, flags)
+
+    # Opened without O_DIRECT, for not every filesystem has it.
+    monkeypatch.setattr(os, "O_DIRECT", 0)
+    place = examine(str(tmp_path)).place
+    assert place is not None
+    assert place.direct_read == "works"
+    monkeypatch.setattr(os, "preadv", refuse)
+    report = examine(str(tmp_path))
+    assert ("direct read", "EINVAL", "note") in _lines(report)
+
+
+def test_whether_what_has_no_device_has_poll_queues_is_unknown() -> None:
+    read, write = os.pipe()
+    try:
+        assert _doctor._has_poll_queues(read) is None
+    finally:
+        os.close(read)
+        os.close(write)
+
+
 # --- what is printed ----------------------------------------------------------------------------
 
 
@@ -287,6 +387,64 @@ def test_plain_text_in_a_pipe(
     assert "\x1b" not in out
     assert re.search(r"^write and read +65536 bytes written, synced, and read back equal$", out, re.MULTILINE)
     assert f"{os.uname().release}\n" in out
+
+
+def test_a_file_in_a_pipe(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", str(path)])
+    assert re.search(r"^file +65536 bytes read, nothing written$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("findings", "line"),
+    [
+        ({"io_uring_disabled": 3}, ("io_uring_disabled", "3: unknown", "note")),
+        ({"memlock": 65536, "is_memlock_exempt": False}, ("RLIMIT_MEMLOCK", "64 KiB", "good")),
+        ({"memlock": 65536, "is_memlock_exempt": None}, ("RLIMIT_MEMLOCK", "64 KiB", "good")),
+        (
+            {"memlock": 65536, "is_memlock_exempt": True},
+            ("RLIMIT_MEMLOCK", "64 KiB, not applied to this process (CAP_IPC_LOCK)", "good"),
+        ),
+        ({"seccomp": None}, ("seccomp", "unknown", "note")),
+        ({"seccomp": "none"}, ("seccomp", "no filter", "good")),
+        (
+            {"seccomp": "filter", "seccomp_filters": 2},
+            ("seccomp", "filter (2): whether it forbids io_uring, io_uring_setup shows", "note"),
+        ),
+        (
+            {"seccomp": "strict", "seccomp_filters": None},
+            ("seccomp", "strict: whether it forbids io_uring, io_uring_setup shows", "note"),
+        ),
+    ],
+)
+def test_what_is_said_of_the_system(findings: dict[str, Any], line: tuple[str, str, str]) -> None:
+    assert line in _lines(attrs.evolve(examine(), **findings))
+
+
+@pytest.mark.parametrize(
+    ("findings", "line"),
+    [
+        (
+            {"offset_alignment": 512, "memory_alignment": 4, "is_alignment_known": True},
+            ("direct I/O", "memory 4, offset 512 bytes (statx)", "good"),
+        ),
+        (
+            {"offset_alignment": 4096, "memory_alignment": 4096, "is_alignment_known": False},
+            ("direct I/O", "memory 4096, offset 4096 bytes (a safe default: statx does not say)", "good"),
+        ),
+        ({"offset_alignment": 0, "is_alignment_known": True}, ("direct I/O", "this file has none (statx)", "note")),
+    ],
+)
+def test_what_is_said_of_direct_io(tmp_path: Path, findings: dict[str, Any], line: tuple[str, str, str]) -> None:
+    report = examine(str(tmp_path))
+    assert report.place is not None
+    assert line in _lines(attrs.evolve(report, place=attrs.evolve(report.place, **findings)))
+
+
+def test_of_a_system_without_direct_io_nothing_is_said(tmp_path: Path) -> None:
+    report = examine(str(tmp_path))
+    assert report.place is not None
+    lines = _lines(attrs.evolve(report, place=attrs.evolve(report.place, direct_read=None)))
+    assert "direct read" not in {name for name, _, _ in lines}
 
 
 def _on_a_terminal(arguments: Sequence[str], tmp_path: Path) -> str:

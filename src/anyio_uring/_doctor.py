@@ -367,7 +367,7 @@ async def _use(scratch: int | None, given: int | None) -> _Used:
 
 
 def _read_cached(fd: int) -> str:
-    if not hasattr(os, "RWF_NOWAIT"):
+    if not hasattr(os, "RWF_NOWAIT"):  # pragma: no cover - macOS
         return _outcome(errno.ENOSYS)
     try:
         os.preadv(fd, [bytearray(2)], 0, os.RWF_NOWAIT)
@@ -380,7 +380,7 @@ def _read_cached(fd: int) -> str:
 
 def _read_direct(fd: int) -> str | None:
     """Read a page by ``O_DIRECT``, through a second descriptor of the same file."""
-    if not hasattr(os, "O_DIRECT"):
+    if not hasattr(os, "O_DIRECT"):  # pragma: no cover - macOS
         return None
     try:
         direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
