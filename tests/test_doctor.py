@@ -397,6 +397,7 @@ def test_a_file_in_a_pipe(path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("findings", "line"),
     [
+        ({"io_uring_disabled": None}, ("io_uring_disabled", "no such sysctl here", "good")),
         ({"io_uring_disabled": 3}, ("io_uring_disabled", "3: unknown", "note")),
         ({"memlock": 65536, "is_memlock_exempt": False}, ("RLIMIT_MEMLOCK", "64 KiB", "good")),
         ({"memlock": 65536, "is_memlock_exempt": None}, ("RLIMIT_MEMLOCK", "64 KiB", "good")),

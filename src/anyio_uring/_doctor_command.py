@@ -79,7 +79,7 @@ def _say_system(report: Report, say: Any) -> None:
     say("liburing", f"{liburing}, built with" if liburing else "no extension", _state(liburing is not None, "bad"))
     disabled = report.io_uring_disabled
     if disabled is None:
-        say("io_uring_disabled", "this kernel has no such sysctl")
+        say("io_uring_disabled", "no such sysctl here")
     else:
         say("io_uring_disabled", f"{disabled}: {SYSCTL_MEANS.get(disabled, 'unknown')}", _state(disabled == 0))
     say("seccomp", _seccomp(report), _state(report.seccomp == "none"))
