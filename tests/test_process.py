@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from anyio_uring._interpreter import require_main_interpreter
+
 from .programs import run
 
 
@@ -324,6 +326,12 @@ def test_a_sub_interpreter_is_refused(kind: str) -> None:
         """,
         kind,
     )
+
+
+def test_a_python_without_sub_interpreters_has_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        monkeypatch.setitem(sys.modules, name, None)
+    require_main_interpreter()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -16,7 +16,7 @@ def require_main_interpreter() -> None:
 
     :raises ImportError: in another one
     """
-    if not _is_main():
+    if not _is_main():  # pragma: no cover - nobody measures a sub-interpreter
         raise ImportError(
             "anyio_uring works in the main interpreter alone, and this is a sub-interpreter: "
             "use a thread, or a process of its own (multiprocessing)"
