@@ -202,7 +202,7 @@ def _allowed(names: Iterable[str]) -> str:
 def _load(path: str | os.PathLike[str], table: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib  # noqa: PLC0415 - only who has a file pays for it
-    else:
+    else:  # pragma: no cover - Python 3.10
         try:
             import tomli as tomllib  # noqa: PLC0415
         except ModuleNotFoundError as exc:
