@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import pytest
 from anyio_uring import UringOptions, open_uring
 from anyio_uring._logs import TRACE, configure
 from anyio_uring._traced_driver import TracedDriver
+from anyio_uring.testing import FakeRing
 
 from . import denied
 
@@ -23,6 +25,9 @@ def _ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """Return this library's records: asyncio, in its debug mode, complains of a machine that is slow."""
     return [record for record in caplog.records if record.name.startswith("anyio_uring")]
 
+
+# Of the environment nothing else is inherited: what there is might configure logging.
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 # A program that reads and writes, with the driver that its argument names, and configures no logging.
 PROGRAM = """
@@ -55,7 +60,7 @@ def run(code: str, *arguments: str, **environ: str) -> str:
         text=True,
         timeout=50,
         check=False,
-        env=environ,
+        env={**COVERAGE, **environ},
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -118,6 +123,17 @@ async def test_managers_at_debug(driver: Any, path: Path, caplog: pytest.LogCapt
     assert closed.getMessage().startswith(f"{name} closed, submissions=1, completions=1, syscalls=")
     assert "bytes_read=10" in closed.getMessage()
     assert vars(closed)["bytes_read"] == 10
+
+
+@pytest.mark.anyio
+async def test_a_fake_ring_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("anyio_uring").setLevel(logging.DEBUG)
+    async with open_uring(driver=FakeRing(1), depth=16):
+        pass
+    opened, closed = _ours(caplog)
+    assert opened.getMessage() == "fake ring opened, depth=16"
+    assert vars(opened)["driver"] == "fake"
+    assert closed.getMessage().startswith("fake ring closed, submissions=0, completions=0, ")
 
 
 @pytest.mark.ring
