@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,19 @@ import anyio
 import attrs
 import pytest
 
-from anyio_uring import AsyncIoManager, FileStatus, Instrument, OperationTrace, aligned_buffer, open_uring
+from anyio_uring import (
+    AsyncIoManager,
+    DirectAlignment,
+    FileStatus,
+    Instrument,
+    OperationTrace,
+    _statx,
+    aligned_buffer,
+    open_uring,
+)
 from anyio_uring._requests import Opcode
 from anyio_uring._ring import UringDriver
+from anyio_uring.testing import FakeRing
 
 from .helpers import driver_or_fake
 
@@ -206,6 +217,39 @@ async def test_what_a_status_has_beside(io: AsyncIoManager, place: Path) -> None
     with (place / "file").open("rb") as file:
         assert status.direct_alignment == io.direct_alignment(file)
         assert await io.stat(file) == status
+    assert repr(status) == repr(status.stat_result).replace("os.stat_result", "FileStatus")
+    assert repr(status).startswith(f"FileStatus(st_mode={status.st_mode}, st_ino={status.st_ino}, ")
+
+
+def test_a_file_without_direct_io_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros that the kernel gives (STATX_DIOALIGN) are an answer; what it does not give is unknown."""
+    answers = [_statx.EVERYTHING, _statx.EVERYTHING & ~_statx._DIOALIGN]
+
+    def answer(_fd: int, _path: bytes, _flags: int, _mask: int, memory: bytearray) -> int:
+        memory[:4] = answers.pop(0).to_bytes(4, sys.byteorder)
+        return 0
+
+    monkeypatch.setattr("anyio_uring._libc.statx", answer)
+    with path.open("rb") as file:
+        found = [_statx.known(file.fileno()).direct_alignment for _ in range(2)]
+    safe = _statx.SAFE_ALIGNMENT
+    assert found == [
+        DirectAlignment(safe, safe, is_supported=False),
+        DirectAlignment(safe, safe, is_supported=None),
+    ]
+
+
+@pytest.mark.anyio
+async def test_an_operation_that_the_kernel_gave_up_says_why(place: Path) -> None:
+    """ECANCELED, though nobody cancelled: the kernel has no worker, as where threads are limited."""
+    name = place / "file"
+    ring = FakeRing(1)
+    async with open_uring(driver=ring) as fake:
+        for operation, call in (("statx", fake.stat(name)), ("openat", fake.open(name, os.O_RDONLY))):
+            ring.fail_next(operation, errno.ECANCELED)
+            with pytest.raises(OSError, match=r"raise RLIMIT_NPROC \(ulimit -u\)") as caught:
+                await call
+            assert (caught.value.errno, caught.value.filename) == (errno.ECANCELED, str(name))
 
 
 @pytest.mark.anyio
