@@ -399,6 +399,17 @@ async def test_preads_go_on_beside_one_another(path: Path, driver: Any) -> None:
         assert io.statistics().in_flight_max > 1
 
 
+async def test_what_cannot_be_encoded_writes_nothing(manager: AsyncIoManager | None, path: Path) -> None:
+    """Nor is the mark of the byte order taken for written, as a built-in file may take it."""
+    for encoding in ("utf-16", "utf-8-sig"):
+        async with await open_file(path, "w", encoding=encoding) as file:
+            for text in ("text", "more"):
+                with pytest.raises(UnicodeEncodeError):
+                    await file.write("\ud800")
+                assert await file.write(text) == 4
+        assert _content(path) == "textmore".encode(encoding)
+
+
 # --- errors at writing --------------------------------------------------------------------------
 
 

@@ -100,9 +100,13 @@ class TextFile:
         """Take text in, if there is room for its bytes; ``None`` if that needs an operation, or a check."""
         if type(text) is not str or self._encoder is None or self.line_buffering or len(text) > self.binary.room:
             return None
-        state = self._encoder.getstate()
-        if self.binary.write_now(self._encode(text)) is None:
-            self._encoder.setstate(state)
+        state, count = self._encoder.getstate(), None
+        try:
+            count = self.binary.write_now(self._encode(text))
+        finally:
+            if count is None:  # nothing is written, nor is a byte order mark
+                self._encoder.setstate(state)
+        if count is None:
             return None
         self._forget()
         return len(text)
