@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import errno
+import gc
 import io as stdio
 import os
 import resource
+import select
+import socket
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +21,7 @@ import anyio
 import pytest
 
 from anyio_uring import AsyncIoManager, UringFile, open_file, open_uring, wrap_file
+from anyio_uring._text_position import TextPosition, locate
 
 from .helpers import WITHOUT_DEBUG, asyncio_only, open_terminal, until
 
@@ -399,6 +405,137 @@ async def test_preads_go_on_beside_one_another(path: Path, driver: Any) -> None:
         assert io.statistics().in_flight_max > 1
 
 
+# --- as the built-in file does ------------------------------------------------------------------
+
+
+def _outcome_of(verb: Any, arguments: list[Any]) -> Any:
+    """What a call gives, or the type and the text of its error."""
+    try:
+        return verb(*arguments)
+    except (OSError, TypeError, ValueError) as exc:
+        return type(exc), str(exc)
+
+
+async def _compare(
+    target: Path | int, arguments: tuple[Any, ...], steps: list[tuple[Any, ...]], **options: Any
+) -> list[Any]:
+    """Carry the same calls out on a built-in file and on ours; return what both gave."""
+    content = _content(target) if isinstance(target, Path) else b""
+    model: Any
+    with open(target, *arguments, **options) as model:
+        expected = [_outcome_of(getattr(model, verb), values) for verb, *values in steps]
+    results: list[Any] = []
+    after = _content(target) if isinstance(target, Path) else b""
+    if isinstance(target, Path):
+        _store(target, content)
+    file: UringFile[Any]
+    async with await open_file(target, *arguments, **options) as file:
+        for verb, *values in steps:
+            try:
+                results.append(await getattr(file, verb)(*values))
+            except (OSError, TypeError, ValueError) as exc:
+                results.append((type(exc), str(exc)))
+    assert results == expected
+    if isinstance(target, Path):
+        assert _content(target) == after
+    return results
+
+
+async def test_calls_that_are_refused_likewise(manager: AsyncIoManager | None, path: Path) -> None:
+    """With the same words; and the next call does what it would have done."""
+    read = ("read", 2)
+    text = [read, ("write", b"bytes"), ("seek", 3, 2), ("seek", 3, 1), ("seek", 0, 9), ("seek", -1), read, ("tell",)]
+    assert await _compare(path, ("r+", -1, "latin-1"), text)
+    binary = [read, ("read", -2), ("write", "text"), ("seek", 0, 99), ("truncate", -1), read, ("tell",)]
+    assert await _compare(path, ("r+b",), binary)
+    assert await _compare(path, ("r+b", 0), [read, ("write", "text"), ("truncate", -1), ("read", -2)])
+    for buffer in (b"read-only", memoryview(b"read-only")):
+        with path.open("rb") as model, pytest.raises(TypeError, match="read-write"):
+            model.readinto(buffer)
+        async with await open_file(path, "rb") as file:
+            with pytest.raises(TypeError, match="read-only"):
+                await file.readinto(buffer)
+            assert await file.tell() == 0
+
+
+async def test_read1_without_a_size_gives_what_one_read_does(manager: AsyncIoManager | None, path: Path) -> None:
+    content = _content(path)
+    async with await open_file(path, "rb") as file:
+        first = await file.read1()
+        assert first
+        assert content.startswith(first)
+        assert await file.read(4) == content[len(first) : len(first) + 4]
+        rest = await file.read1(-1)
+        assert rest == content[len(first) + 4 :][: len(rest)]
+
+
+async def test_what_has_no_positions_is_refused_likewise(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    moves = [("tell",), ("seek", 0), ("seek", 0, 2)]
+    for arguments in (("rb", 0), ("rb",), ("r",)):
+        results = await _compare(pipe[0], arguments, moves, closefd=False)
+        assert all(issubclass(kind, OSError) for kind, _ in results)
+    first, second = socket.socketpair()
+    with first, second:
+        with pytest.raises(stdio.UnsupportedOperation) as expected:
+            open(first.fileno(), "r+b", closefd=False)  # noqa: SIM115 - it raises
+        with pytest.raises(stdio.UnsupportedOperation) as refused:
+            await open_file(first.fileno(), "r+b", closefd=False)
+        assert str(refused.value) == str(expected.value)
+        async with await open_file(first.fileno(), "r+b", 0, closefd=False) as file:
+            await file.write(b"ping")
+            assert second.recv(10) == b"ping"
+
+
+@pytest.mark.parametrize("newline", [None, "", "\n", "\r", "\r\n"])
+async def test_a_line_end_between_two_pieces(manager: AsyncIoManager | None, path: Path, newline: str | None) -> None:
+    """Text is decoded 8192 bytes at a time; and a carriage return at the very end is a line end, too."""
+    for before in range(8189, 8194):
+        _store(path, b"x" * before + b"\r\nsecond\r\n" + b"y" * 8180 + b"\n\nend\r")
+        lines: list[tuple[Any, ...]] = [("readline",), ("tell",)] * 7
+        results = await _compare(path, ("r", -1, "ascii", None, newline), lines)
+        assert "".join(results[::2]).replace("\r\n", "\n").count("\n") >= 3
+        await _compare(path, ("r", -1, "ascii", None, newline), [("readlines", 8000), ("readlines", 1)])
+
+
+async def test_the_position_of_what_only_the_end_of_the_file_gives(manager: AsyncIoManager | None, path: Path) -> None:
+    """A carriage return there is held back until it is known that no line feed follows; the rest of a letter, too."""
+    for encoding, data, reads in (("ascii", b"a\r", [1, 1, 1]), ("utf-8", b"ab\xe2\x82", [2, 1, 1])):
+        _store(path, data)
+        arguments = ("r", -1, encoding, "replace")
+        parts = await _compare(path, arguments, [("read", size) for size in reads])
+        assert parts in (["a", "\n", ""], ["ab", "\ufffd", ""])
+        for count in range(len(reads)):
+            async with await open_file(path, encoding=encoding, errors="replace") as file:
+                for size in reads[:count]:
+                    await file.read(size)
+                place = await file.tell()
+            # The number need not be the built-in file's; but it means the same to it.
+            results = await _compare(path, arguments, [("seek", place), ("read",), ("seek", place), ("read", 9)])
+            assert results[1] == results[3] == "".join(parts[count:])
+
+
+async def test_a_place_that_the_file_has_no_more(manager: AsyncIoManager | None, path: Path) -> None:
+    """Of an encoding with a state, a place is some bytes in front of it and a count of letters."""
+    letters = "\u3042\u3044\u3046\u3048" * 20
+    _store(path, letters.encode("utf-7"))
+    with path.open(encoding="utf-7") as model:
+        model.read(50)
+        place = model.tell()
+    assert place > 1 << 64
+    assert (await _compare(path, ("r", -1, "utf-7"), [("seek", place), ("read", 3)]))[1] == letters[50:53]
+    os.truncate(path, 3)
+    results = await _compare(path, ("r", -1, "utf-7"), [("seek", place)])
+    assert results == [(OSError, "can't restore logical file position")]
+
+
+def test_more_letters_than_the_bytes_have_are_nowhere() -> None:
+    """As a codec says that decodes the same bytes to something else each time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    assert locate(decoder, 10, 0, "a\u20ac".encode(), 2) == TextPosition(14)
+    with pytest.raises(OSError, match="can't reconstruct logical file position"):
+        locate(decoder, 10, 0, "a\u20ac".encode(), 3)
+
+
 async def test_what_cannot_be_encoded_writes_nothing(manager: AsyncIoManager | None, path: Path) -> None:
     """Nor is the mark of the byte order taken for written, as a built-in file may take it."""
     for encoding in ("utf-16", "utf-8-sig"):
@@ -408,6 +545,75 @@ async def test_what_cannot_be_encoded_writes_nothing(manager: AsyncIoManager | N
                     await file.write("\ud800")
                 assert await file.write(text) == 4
         assert _content(path) == "textmore".encode(encoding)
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_write_of_text_has_written_no_mark(
+    manager: AsyncIoManager | None, pipe: tuple[int, int]
+) -> None:
+    _fill(pipe[1])
+    async with await open_file(pipe[1], "w", 16, encoding="utf-16", closefd=False) as file:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(file.write, "lost " * 10)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        os.set_blocking(pipe[0], False)
+        with suppress(BlockingIOError):
+            while True:
+                os.read(pipe[0], 1 << 16)
+        await file.write("kept")
+    assert os.read(pipe[0], 100).decode("utf-16") == "kept"
+
+
+@pytest.mark.parametrize("verb", ["readline", "read", "readlines"])
+async def test_a_cancelled_read_of_text_loses_nothing(
+    manager: AsyncIoManager | None, pipe: tuple[int, int], verb: str
+) -> None:
+    """Of the pieces that it has decoded before; not of what an earlier one has left, either."""
+    async with await open_file(pipe[0], encoding="utf-8", closefd=False) as file:
+        os.write(pipe[1], "first\n\u20ac".encode())
+        assert await file.readline() == "first\n"
+        arguments = {"readline": (), "read": (99,), "readlines": ()}[verb]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(getattr(file, verb), *arguments)
+            await anyio.wait_all_tasks_blocked()
+            for part in (b"a\xe2", b"\x82\xacb"):
+                os.write(pipe[1], part)
+                await until(lambda: not select.select([pipe[0]], [], [], 0)[0])
+                await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        os.write(pipe[1], b"c\nd")
+        assert await file.readline() == "\u20aca\u20acbc\n"
+        assert await file.read(1) == "d"
+
+
+async def test_a_positional_write_where_decoding_cannot_begin(manager: AsyncIoManager | None, path: Path) -> None:
+    """What was decoded stays then, and the position with it; where it can begin, what was written is read."""
+    letters = "\u3042\u3044\u3046\u3048" * 20
+    _store(path, letters.encode("utf-7") + b"plain")
+    async with await open_file(path, "r+", encoding="utf-7") as file:
+        assert await file.read(50) == letters[:50]
+        place = await file.tell()
+        size = path.stat().st_size
+        assert await file.pwrite(b"PLAIN", size - 5) == 5
+        assert await file.tell() == place
+        assert await file.read(3) == letters[50:53]
+        await file.seek(place)
+        assert await file.read() == letters[50:] + "PLAIN"
+        await file.seek(0)
+        assert await file.pwrite(b"again", size - 5) == 5
+        assert await file.read() == letters + "again"
+
+
+async def test_positional_verbs_of_a_pipe(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    """It has no offsets, and takes bytes as they come."""
+    async with await open_file(pipe[1], "w", closefd=False) as sink:
+        await sink.write("one ")
+        assert await sink.pwrite(b"two", 100) == 3
+        async with await open_file(pipe[0], "r", closefd=False) as source:
+            assert await source.pread(100, 50) == b"one two"
 
 
 # --- errors at writing --------------------------------------------------------------------------
@@ -562,6 +768,84 @@ async def test_what_was_written_outlives_the_manager(path: Path, driver: Any) ->
     assert _content(path) == b"kept"
 
 
+async def test_a_write_of_nothing_is_an_error_and_not_tried_for_ever(
+    manager: AsyncIoManager | None, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No filesystem at hand does that; what waited goes on waiting."""
+
+    async def writes_nothing(*_arguments: object) -> int:
+        return 0
+
+    async with await open_file(path, "wb", 8) as file:
+        await file.write(b"kept ")
+        with monkeypatch.context() as patch:
+            patch.setattr(AsyncIoManager, "write", writes_nothing)
+            for call in (file.flush, lambda: file.write(b"much longer")):
+                with pytest.raises(OSError, match="wrote nothing") as raised:
+                    await call()
+                assert raised.value.errno == errno.EIO
+        await file.write(b"much longer")
+    assert _content(path) == b"kept much longer"
+
+
+async def test_a_forgotten_file_of_anothers_descriptor_leaves_it_open(
+    manager: AsyncIoManager | None, path: Path
+) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+    files = [await open_file(fd, "w", closefd=False)]
+    await files[0].write("kept")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files.clear()
+        gc.collect()
+    os.write(fd, b"")
+    assert _content(path) == b"kept"
+    os.close(fd)
+
+
+async def test_a_directorys_descriptor_is_refused_and_stays_open(
+    manager: AsyncIoManager | None, tmp_path: Path
+) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for closefd in (False, True):
+        with pytest.raises(IsADirectoryError) as expected:
+            open(fd, closefd=closefd)  # noqa: SIM115 - it raises
+        with pytest.raises(IsADirectoryError) as refused:
+            await open_file(fd, closefd=closefd)
+        assert (refused.value.errno, refused.value.filename) == (expected.value.errno, expected.value.filename)
+        os.fstat(fd)
+    os.close(fd)
+
+
+async def test_a_budget_is_spent_by_what_is_in_the_buffer_too(path: Path, driver: Any) -> None:
+    """A file lets others run now and then, and a cancellation strikes at once, as with a checkpoint on every call."""
+    turns = 0
+    done = anyio.Event()
+
+    async def count() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    content = _content(path)
+    async with (
+        open_uring(driver=driver, checkpoint="budget") as io,
+        await open_file(path, "rb", io=io) as file,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(count)
+        parts = [await file.read(1) for _ in range(3000)]
+        done.set()
+        assert b"".join(parts) == content[:3000]
+        assert 1 < turns < 3000
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await file.read(1)
+        assert scope.cancelled_caught
+        assert await file.tell() == 3000
+
+
 async def test_a_forgotten_file_is_written_and_warned_of(manager: AsyncIoManager | None, path: Path) -> None:
     files = [await open_file(path, "w")]
     await files[0].write("kept")
@@ -603,6 +887,18 @@ async def test_wrapping_a_descriptor(manager: AsyncIoManager | None, path: Path)
     assert _content(path)[-3:] == b"end"
     with pytest.raises(OSError, match="Bad file descriptor"):
         wrap_file(fd)
+
+
+async def test_wrapping_what_has_no_positions(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    """For writing, and what waits is written first; for reading, its raw file."""
+    other = os.fdopen(os.dup(pipe[1]), "wb")
+    other.write(b"one ")
+    async with wrap_file(other) as sink, wrap_file(os.fdopen(os.dup(pipe[0]), "rb", buffering=0)) as source:
+        assert not sink.seekable()
+        await sink.write(b"two")
+        await sink.flush()
+        assert await source.read(100) == b"one two"
+    assert other.closed
 
 
 async def test_a_raw_file_stays_without_a_buffer(manager: AsyncIoManager | None, path: Path) -> None:
