@@ -350,6 +350,25 @@ async def test_a_block_that_raises_submits_nothing(io: AsyncIoManager, path: Pat
     data.append(1)
 
 
+async def test_a_member_longer_than_one_operation(io: AsyncIoManager, path: Path) -> None:
+    """It would be several; the others are not submitted either, and no buffer stays pinned."""
+    content = path.read_bytes()
+    buffers = [bytearray(1) for _ in range(1025)]
+    with path.open("r+b") as file:
+        with pytest.raises(ValueError, match=r"readv\(\) of a chain takes at most 0x7ffff000 bytes and 1024 buffers"):  # noqa: PT012 - as above
+            async with io.chain() as chain:
+                chain.write(file, b"new", 0)
+                chain.readv(file, buffers, 0)
+        assert path.read_bytes() == content
+        async with io.chain() as chain:
+            chain.readv(file, buffers[1:], 0)
+            chain.fsync(file)
+    assert chain.results[0] == 1024
+    assert b"".join(buffers) == b"\0" + content[:1024]
+    for buffer in buffers:
+        buffer.append(0)
+
+
 async def test_a_chain_longer_than_depth(driver: Any) -> None:
     async with open_uring(driver=driver, depth=2) as io:
         with pytest.raises(ValueError, match="no more than depth members, which is 2"):  # noqa: PT012 - the end of the block raises

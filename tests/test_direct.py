@@ -25,6 +25,7 @@ from anyio_uring import (
 from anyio_uring._direct import covering, dio_alignment
 from anyio_uring._statx import SAFE_ALIGNMENT
 
+from .faulty_disk import FaultyDisk
 from .helpers import in_flight
 
 DATA = os.urandom(64 << 10)
@@ -202,6 +203,26 @@ async def test_another_einval_stays_what_it_is(io: AsyncIoManager, pipe: tuple[i
         await io.fsync(pipe[0])
     assert caught.value.errno == errno.EINVAL
     assert not isinstance(caught.value, ValueError)
+
+
+@pytest.mark.anyio
+async def test_so_does_one_of_an_aligned_request(io: AsyncIoManager, disk: FaultyDisk) -> None:
+    """The filesystem has a reason of its own."""
+    (disk.path / "file").write_bytes(bytes(8192))
+    page = aligned_buffer(4096)
+    fd = os.open(disk.path / "file", os.O_RDWR | os.O_DIRECT)
+    calls: dict[str, Callable[[], Awaitable[int]]] = {
+        "read": lambda: io.readinto(fd, page, 4096),
+        "write": lambda: io.write(fd, page, 4096),
+    }
+    for operation, call in calls.items():
+        disk.fail(operation, errno.EINVAL)
+        with pytest.raises(OSError, match="Invalid argument") as caught:
+            await call()
+        assert caught.value.errno == errno.EINVAL
+        assert not isinstance(caught.value, MisalignedError)
+        assert await call() == 4096
+    os.close(fd)
 
 
 @pytest.mark.anyio

@@ -344,6 +344,16 @@ async def test_direct_io(io: AsyncIoManager, place: Path) -> None:
         await io.open(place / "missing", direct=True)
 
 
+@pytest.mark.anyio
+async def test_a_system_without_direct_io(io: AsyncIoManager, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS is."""
+    monkeypatch.setattr("anyio_uring._path_calls._O_DIRECT", 0)
+    with pytest.raises(OSError, match="no O_DIRECT: open without direct=True") as caught:
+        await io.open(place / "file", direct=True)
+    assert (caught.value.errno, caught.value.filename) == (errno.EOPNOTSUPP, str(place / "file"))
+    await io.close(await io.open(place / "file"))
+
+
 # --- what a path can be -------------------------------------------------------------------------
 
 

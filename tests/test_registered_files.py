@@ -422,6 +422,19 @@ async def test_memory_and_descriptors_are_given_back(io: AsyncIoManager, file: i
     assert (io._files._used, len(io._files._free)) == (10, 10)
 
 
+async def test_one_that_cannot_be_closed_keeps_no_other_open(io: AsyncIoManager, file: int) -> None:
+    """Somebody has closed its descriptor, of which that is not theirs to do."""
+    before = _open_descriptors()
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        async with io.register_files([file] * 3) as files:
+            os.close(files[1].fileno())
+    assert caught.value.errno == errno.EBADF
+    assert _open_descriptors() == before
+    for closed in files:
+        with pytest.raises(anyio.ClosedResourceError):
+            await io.read(closed, 4, 0)
+
+
 # --- updates ------------------------------------------------------------------------------------
 
 

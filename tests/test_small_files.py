@@ -273,6 +273,34 @@ async def test_a_cancellation_while_a_thread_reads_leaves_none_open(
         assert _targets().count(str(fifo)) == 0
 
 
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_a_manager_that_ends_while_a_thread_reads_leaves_none_open(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(fd: int) -> bytes:
+        begun.set()
+        may_end.wait()
+        return os.read(fd, 1)
+
+    async def read(io: AsyncIoManager) -> None:
+        results.extend(await io.read_files([path, fifo]))
+
+    results: list[bytes] = []
+    monkeypatch.setattr("anyio_uring._small_files._read_open", read_slowly)
+    async with anyio.create_task_group() as tasks, open_uring(driver="uring") as io:
+        tasks.start_soon(read, io)
+        await until(begun.is_set)
+        assert _targets().count(str(path)) == _targets().count(str(fifo)) == 1
+        may_end.set()
+    assert results == [path.read_bytes(), b""], "C6"
+    assert _targets().count(str(path)) == _targets().count(str(fifo)) == 0
+
+
 @pytest.mark.anyio
 async def test_a_file_that_somebody_has_a_lease_of_is_waited_for(io: AsyncIoManager, tmp_path: Path) -> None:
     path = tmp_path / "leased"

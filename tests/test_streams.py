@@ -20,6 +20,7 @@ from anyio.streams.text import TextReceiveStream
 
 from anyio_uring import AsyncIoManager, UringFileReadStream, UringFileWriteStream, _streams, open_uring
 
+from .faulty_disk import FaultyDisk
 from .helpers import asyncio_only, in_flight, until
 
 MIB = 1 << 20
@@ -210,6 +211,51 @@ async def test_what_is_asked_for_ahead_comes_into_the_page_cache(io: AsyncIoMana
         while not await stream._is_cached(512 << 10):
             await anyio.lowlevel.checkpoint()
         assert await stream._is_cached(2 * MIB)  # there is nothing to ask for behind the end
+
+
+@pytest.mark.anyio
+async def test_where_the_page_cache_cannot_be_asked_the_kernel_is_asked_to_read_ahead(
+    io: AsyncIoManager, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE knows no ``RWF_NOWAIT``."""
+    data = random.Random(4).randbytes(MIB)
+    (disk.path / "file").write_bytes(data)
+    asked: list[int] = []
+    will_need = _streams._will_need
+
+    async def note(io: AsyncIoManager, file: IO[bytes], offset: int, length: int) -> None:
+        asked.append(offset)
+        await will_need(io, file, offset, length)
+
+    monkeypatch.setattr(_streams, "_will_need", note)
+    async with await UringFileReadStream.from_path(disk.path / "file") as stream:
+        assert await _rest(stream) == data
+    assert asked
+    assert asked == sorted(set(asked))
+
+
+@pytest.mark.anyio
+async def test_nothing_is_asked_for_where_no_file_can_have_anything(
+    io: AsyncIoManager, path: Path, asked: list[tuple[int, int]]
+) -> None:
+    async with await UringFileReadStream.from_path(path) as stream:
+        await stream.seek((1 << 63) - 1 - 65536)
+        for _ in range(3):
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive(100)
+        assert asked == []
+        await stream.seek(0)
+        assert await _rest(stream) == path.read_bytes()
+
+
+@pytest.mark.anyio
+async def test_a_device_is_where_it_says(io: AsyncIoManager) -> None:
+    """It has no positions, though it lets itself be sought in: it tells the same wherever that is."""
+    async with await UringFileReadStream.from_path("/dev/zero") as ours:
+        async with await FileReadStream.from_path("/dev/zero") as theirs:
+            for arguments in ((5, os.SEEK_SET), (3, os.SEEK_CUR), (0, os.SEEK_END)):
+                assert await ours.seek(*arguments) == await theirs.seek(*arguments)
+        assert await ours.receive(100) == bytes(100)
 
 
 # --- cancellation -----------------------------------------------------------------------------------
@@ -451,6 +497,33 @@ async def test_behind_the_end_of_its_manager_a_stream_is_closed(path: Path, driv
     assert stream.extra(FileStreamAttribute.file).closed
     with pytest.raises(anyio.ClosedResourceError):
         await UringFileReadStream.from_path(path, io=io)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [UringFileReadStream, UringFileWriteStream])
+async def test_a_manager_that_ends_while_a_stream_is_opened_leaves_no_file_open(
+    kind: Any, path: Path, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[IO[bytes]] = []
+    has_ended = anyio.Event()
+    open_now = _streams._open
+
+    async def open_and_wait(*arguments: Any) -> IO[bytes]:
+        opened.append(await open_now(*arguments))
+        await has_ended.wait()
+        return opened[0]
+
+    async def from_path(io: AsyncIoManager) -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await kind.from_path(path, io=io)
+
+    monkeypatch.setattr(_streams, "_open", open_and_wait)
+    async with anyio.create_task_group() as tasks:
+        async with open_uring(driver=driver) as io:
+            tasks.start_soon(from_path, io)
+            await until(lambda: bool(opened))
+        has_ended.set()
+    assert opened[0].closed
 
 
 @asyncio_only

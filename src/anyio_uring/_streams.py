@@ -122,7 +122,7 @@ class UringFileReadStream(ByteReceiveStream):
 
     async def _is_cached(self, offset: int) -> bool:
         """Whether the page cache has a byte, or the file does not; it costs a tenth of asking ahead."""
-        if not hasattr(os, "RWF_NOWAIT"):
+        if not hasattr(os, "RWF_NOWAIT"):  # pragma: no cover - not Linux
             return False
         try:
             await self._file.io.read(self._file.file, 1, offset, flags=os.RWF_NOWAIT)
@@ -356,5 +356,5 @@ def _or_close(file: IO[bytes], make: Callable[[], ResultT]) -> ResultT:
 
 async def _will_need(io: AsyncIoManager, file: IO[bytes], offset: int, length: int) -> None:
     """Have the kernel start to read a range into the page cache; it does not wait for it."""
-    if hasattr(os, "posix_fadvise"):
+    if hasattr(os, "posix_fadvise"):  # pragma: no branch - macOS has none
         await io.fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
