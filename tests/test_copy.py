@@ -22,6 +22,7 @@ import pytest
 from anyio_uring import AsyncIoManager, _copy, _copy_steps, copy_file, open_uring
 from anyio_uring._copy_steps import STEP_BYTES
 
+from .faulty_disk import FaultyDisk
 from .helpers import asyncio_only
 
 MIB = 1 << 20
@@ -223,6 +224,31 @@ async def test_what_is_appended_meanwhile_is_left_out(
     assert target.read_bytes() == before
 
 
+@pytest.mark.anyio
+async def test_a_source_that_shrinks_in_front_of_a_read_is_an_error(
+    io: AsyncIoManager, source: Path, target: Path, *, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was long enough when it was asked where its data is."""
+
+    def shrinking(function: Any) -> Any:
+        def shrink(*arguments: Any, **options: Any) -> Any:
+            os.truncate(source, 100)
+            return function(*arguments, **options)
+
+        return shrink
+
+    if way == "pipelined":
+        monkeypatch.setattr(AsyncIoManager, "readinto_batch", shrinking(AsyncIoManager.readinto_batch))
+    else:
+        monkeypatch.setattr(_copy_steps, "clone", _refuse(errno.ENOTTY))
+        copy_range = _copy_steps.copy_range
+        monkeypatch.setattr(_copy_steps, "copy_range", lambda s, t, o, n: shrinking(copy_range)(s, t, o, min(n, 100)))
+    with pytest.raises(OSError, match="has shrunk while it was copied") as caught:
+        await copy_file(source, target)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(source))
+    assert _names(target.parent) == {"source"}
+
+
 # --- metadata and links -----------------------------------------------------------------------------
 
 
@@ -411,6 +437,80 @@ def _as_nobody(source: Path, target: Path) -> str:
     )
     done = subprocess.run([sys.executable, "-c", code, source, target], check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+@pytest.mark.anyio
+async def test_what_the_disk_refuses_names_both_files(io: AsyncIoManager, disk: FaultyDisk, source: Path) -> None:
+    """Whatever step it is that fails; and the next copy is whole."""
+    target = disk.path / "target"
+    for operation in ("create", "write", "truncate", "rename"):
+        disk.fail(operation, errno.EDQUOT)
+        with pytest.raises(OSError) as caught:
+            await copy_file(source, target)
+        assert caught.value.errno == errno.EDQUOT, operation
+        assert str(target) in (caught.value.filename, caught.value.filename2)
+        assert _names(disk.path) == set()
+        disk.reset()
+    await copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("step", ["clone", "copy_range", "_next_data"])
+async def test_an_error_of_the_kernels_copy_names_both_files(
+    io: AsyncIoManager, source: Path, target: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is no reason to read and write instead: the disk is broken."""
+    monkeypatch.setattr(_copy_steps, "clone", _refuse(errno.EOPNOTSUPP))
+    if step == "_next_data":
+        monkeypatch.setattr(os, "lseek", _refuse(errno.EIO))
+    else:
+        monkeypatch.setattr(_copy_steps, step, _refuse(errno.EIO))
+    with pytest.raises(OSError) as caught:
+        await copy_file(source, target)
+    monkeypatch.undo()
+    assert (caught.value.errno, caught.value.filename, caught.value.filename2) == (errno.EIO, str(source), str(target))
+    assert _names(target.parent) == {"source"}
+
+
+@pytest.mark.anyio
+async def test_where_nobody_knows_of_holes_everything_is_data(
+    io: AsyncIoManager, source: Path, target: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "lseek", _refuse(errno.EINVAL))
+    await copy_file(source, target)
+    monkeypatch.undo()
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.anyio
+async def test_a_file_without_a_size_that_cannot_be_read(io: AsyncIoManager, target: Path) -> None:
+    with pytest.raises(OSError) as theirs:
+        shutil.copyfile("/proc/self/mem", target)
+    target.unlink()
+    with pytest.raises(OSError) as ours:
+        await copy_file("/proc/self/mem", target)
+    assert ours.value.errno == theirs.value.errno
+    assert (ours.value.filename, ours.value.filename2) == ("/proc/self/mem", str(target))
+    assert not target.exists()
+
+
+@pytest.mark.anyio
+async def test_a_write_of_nothing_ends_the_copy(
+    io: AsyncIoManager, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not tried for ever. No filesystem at hand does that."""
+
+    async def write_nothing(_io: AsyncIoManager, parts: Any, **_options: Any) -> list[int]:
+        return [0] * len(parts)
+
+    monkeypatch.setattr(_copy_steps, "clone", _refuse(errno.EOPNOTSUPP))
+    monkeypatch.setattr(_copy_steps, "copy_range", _refuse(errno.EXDEV))
+    monkeypatch.setattr(AsyncIoManager, "write_batch", write_nothing)
+    with pytest.raises(OSError, match="wrote nothing") as caught:
+        await copy_file(source, target)
+    assert (caught.value.errno, caught.value.filename2) == (errno.EIO, str(target))
+    assert _names(target.parent) == {"source"}
 
 
 # --- nothing is left behind -------------------------------------------------------------------------

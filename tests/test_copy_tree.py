@@ -18,6 +18,7 @@ import pytest
 from anyio_uring import AsyncIoManager, _copy_tree, copy_file, copy_tree
 from anyio_uring.__main__ import main
 
+from .faulty_disk import FaultyDisk
 from .helpers import asyncio_only, open_terminal
 
 
@@ -112,6 +113,29 @@ async def test_what_cannot_be_copied_is_reported_at_the_end(io: AsyncIoManager, 
     assert "special file" in errors["fifo"][1]
     assert f"Errno {errno.ELOOP}" in errors["a/round"][1]
     assert (target / "a/b/c/deep").read_bytes() == b"deep"
+
+
+@pytest.mark.anyio
+async def test_directories_that_cannot_be_read_or_set_are_reported_as_copytree_does(
+    io: AsyncIoManager, disk: FaultyDisk, tmp_path: Path
+) -> None:
+    source, target = disk.path / "source", disk.path / "target"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "file").write_bytes(b"content")
+    for operation, nth in (("readdir", 2), ("chmod", 2)):
+        disk.fail(operation, errno.EDQUOT, nth=nth)
+        with pytest.raises(shutil.Error) as theirs:
+            shutil.copytree(source, target)
+        disk.reset()
+        shutil.rmtree(target)
+        disk.fail(operation, errno.EDQUOT, nth=nth)
+        with pytest.raises(shutil.Error) as ours:
+            await copy_tree(source, target)
+        disk.reset()
+        shutil.rmtree(target)
+        # shutil may give a DirEntry where it gives a path otherwise.
+        assert ours.value.args[0] == [(os.fspath(path), where, why) for path, where, why in theirs.value.args[0]]
+        assert [row[:2] for row in ours.value.args[0]] == [(str(source / "inner"), str(target / "inner"))], operation
 
 
 @pytest.mark.anyio

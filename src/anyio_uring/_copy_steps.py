@@ -169,7 +169,7 @@ class FileCopy:
 
     def _next_data(self, offset: int) -> tuple[int, int]:
         """Return where data begins at or behind an offset, and where the hole behind it does."""
-        if not hasattr(os, "SEEK_DATA"):
+        if not hasattr(os, "SEEK_DATA"):  # pragma: no cover - a system without
             return offset, self.size
         try:
             start = os.lseek(self.source_fd, offset, os.SEEK_DATA)
@@ -245,7 +245,7 @@ def clone(source_fd: int, target_fd: int) -> None:
 
 
 def copy_range(source_fd: int, target_fd: int, offset: int, length: int) -> int:
-    if not hasattr(os, "copy_file_range"):
+    if not hasattr(os, "copy_file_range"):  # pragma: no cover - macOS
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return os.copy_file_range(source_fd, target_fd, length, offset, offset)
 
