@@ -198,11 +198,6 @@ def error(res: int, file: HasFileno | None) -> OSError:
     return OSError(-res, describe(-res), filename)
 
 
-def outcome(res: int, file: HasFileno | None = None) -> int | OSError:
-    """Return a result as a batch reports it: the count, or the error."""
-    return res if res >= 0 else error(res, file)
-
-
 def settled(verb: str, results: list[Any], *, return_exceptions: bool) -> list[Any]:
     """Return a batch's results, or raise them as one error if there is an error among them."""
     if not return_exceptions and any(isinstance(result, OSError) for result in results):
