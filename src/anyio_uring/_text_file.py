@@ -379,7 +379,9 @@ class _Pieces:
             return file._take(length)
         last = self._texts[-1]
         used = len(last) - (self.chars - length)
-        assert used >= 0, "a reader looks for its end before it asks for one piece more"
+        if used < 0:
+            self._append()
+            return file._take(length)
         held_back, flags = self._states[-1]
         file._text, file._used = last, used
         file._snapshot = flags, held_back + self._bytes[-1]
