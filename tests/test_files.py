@@ -372,6 +372,21 @@ async def test_appending_with_others(manager: AsyncIoManager | None, path: Path)
     assert _content(path) == b"0123"
 
 
+@pytest.mark.parametrize("is_read_before", [True, False])
+async def test_truncating_at_the_position_keeps_what_was_just_appended(
+    manager: AsyncIoManager | None, path: Path, is_read_before: bool
+) -> None:
+    async with await open_file(path, "a+b") as file:
+        await file.truncate(0)
+        _store(path, b"0123456789")  # somebody else's
+        if is_read_before:
+            await file.seek(0)
+            assert await file.read(1) == b"0"
+        await file.write(b"mine")
+        assert await file.truncate() == 14
+    assert _content(path) == b"0123456789mine"
+
+
 async def test_positional_verbs_see_and_are_seen(manager: AsyncIoManager | None, path: Path) -> None:
     async with await open_file(path, "r+", encoding="ascii", newline="") as file:
         await file.truncate(0)

@@ -365,8 +365,9 @@ class BinaryFile:
         self.raw.fileno()
         if not self.raw.is_writable:
             raise io.UnsupportedOperation("truncate" if self._size else "File not open for writing")
-        size = self.tell() if length is None else operator.index(length)
+        length = None if length is None else operator.index(length)
         await self.flush()
+        size = self.tell() if length is None else length  # where what waited has gone
         await self.raw.truncate(size)
         return size
 
