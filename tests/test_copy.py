@@ -340,6 +340,29 @@ async def test_what_shutil_refuses_is_refused_alike(io: AsyncIoManager, source: 
 
 
 @pytest.mark.anyio
+async def test_a_link_never_takes_the_place_of_what_it_leads_to(io: AsyncIoManager, source: Path) -> None:
+    content = source.read_bytes()
+    link, other = source.with_name("link"), source.with_name("other")
+    link.symlink_to("other")
+    other.symlink_to("source")
+    for target in (source, other):
+        with pytest.raises(shutil.SameFileError):
+            shutil.copy2(link, target, follow_symlinks=False)
+        with pytest.raises(shutil.SameFileError):
+            await copy_file(link, target, follow_symlinks=False)
+    assert (source.read_bytes(), other.readlink()) == (content, Path("source"))
+
+
+@pytest.mark.anyio
+async def test_a_link_that_is_there_already_is_copied_again(io: AsyncIoManager, source: Path, target: Path) -> None:
+    link = source.with_name("link")
+    link.symlink_to(source)
+    for _ in range(2):
+        assert await copy_file(link, target, follow_symlinks=False) == 0
+        assert target.readlink() == source
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("follow_symlinks", [True, False])
 @pytest.mark.parametrize("names", [("source", ""), ("", "target"), ("link", ""), ("", "")])
 async def test_an_empty_name_is_no_file(

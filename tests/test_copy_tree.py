@@ -101,6 +101,19 @@ async def test_a_directory_that_exists_is_filled_if_it_may_be(io: AsyncIoManager
 
 
 @pytest.mark.anyio
+async def test_a_link_into_the_copy_does_not_replace_what_it_leads_to(
+    io: AsyncIoManager, source: Path, target: Path
+) -> None:
+    (target / "a").mkdir(parents=True)
+    (target / "a/link").write_bytes(b"mine")
+    (source / "a/link").symlink_to(target / "a/link")
+    with pytest.raises(shutil.Error, match="are the same file") as caught:
+        await copy_tree(source, target, symlinks=True, dirs_exist_ok=True)
+    assert [where for _, where, _ in caught.value.args[0]] == [str(target / "a/link")]
+    assert (target / "a/link").read_bytes() == b"mine"
+
+
+@pytest.mark.anyio
 async def test_what_cannot_be_copied_is_reported_at_the_end(io: AsyncIoManager, source: Path, target: Path) -> None:
     (source / "dangling").symlink_to("nowhere")
     (source / "a/round").symlink_to("..")

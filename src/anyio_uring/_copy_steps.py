@@ -88,7 +88,7 @@ class FileCopy:
             if not name or not os.path.isdir(directory or os.curdir):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.target) from None
         else:
-            if os.path.samestat(status, existing):
+            if os.path.samestat(status, existing) or (self.is_link and self._leads_to_target()):
                 raise shutil.SameFileError(f"{self.source!r} and {self.target!r} are the same file")
             _check_type(self.target, existing.st_mode)
             # Renaming over it needs no permission of its own.
@@ -97,6 +97,14 @@ class FileCopy:
         _check_type(self.source, status.st_mode)
         # A link at the target is followed, as shutil does; its name stays.
         self._place = self.target if self.is_link else os.path.realpath(self.target)
+
+    def _leads_to_target(self) -> bool:
+        """Whether the link would take the place of what it leads to; one that is at the target already may stay."""
+        try:
+            is_same = os.path.samefile(self.source, self.target)
+        except OSError:  # one of them leads to nothing that is to be had, and so nothing is lost
+            return False
+        return is_same and not (os.path.islink(self.target) and os.readlink(self.target) == os.readlink(self.source))
 
     def _open(self) -> None:
         # Not to wait for a FIFO's writer, should one have taken the file's place.
