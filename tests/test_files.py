@@ -11,6 +11,7 @@ import os
 import resource
 import select
 import socket
+import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -867,6 +868,22 @@ async def test_a_forgotten_file_is_written_and_warned_of(manager: AsyncIoManager
     with pytest.warns(ResourceWarning, match="unclosed file <UringFile"):
         files.clear()
     assert _content(path) == b"kept"
+
+
+async def test_so_is_one_where_that_warning_is_an_error(
+    manager: AsyncIoManager | None, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: raised.append(unraisable.exc_type))
+    files = [await open_file(path, "w")]
+    await files[0].write("kept")
+    descriptors = _descriptors()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        files.clear()
+    assert raised == [ResourceWarning]
+    assert _content(path) == b"kept"
+    assert _descriptors() == descriptors - 1
 
 
 # --- wrap_file ----------------------------------------------------------------------------------

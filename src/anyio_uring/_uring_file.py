@@ -477,9 +477,11 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         raw = self._binary.raw
         if raw.is_closed or raw.manager._is_forked():
             return
-        if raw.closefd:
-            warnings.warn(f"unclosed file {self!r}", ResourceWarning, stacklevel=2, source=self)
-        self._binary.abandon()
+        try:
+            if raw.closefd:
+                warnings.warn(f"unclosed file {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:  # the warning may be an error
+            self._binary.abandon()
 
 
 async def _checkpoint_in_budget(manager: AsyncIoManager) -> None:
