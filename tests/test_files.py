@@ -388,6 +388,25 @@ async def test_truncating_at_the_position_keeps_what_was_just_appended(
     assert _content(path) == b"0123456789mine"
 
 
+async def test_the_position_behind_appended_text_is_where_it_has_gone(
+    manager: AsyncIoManager | None, path: Path
+) -> None:
+    async with await open_file(path, "a+", encoding="ascii") as file:
+        await file.truncate(0)
+        _store(path, b"somebody else's ")
+        await file.write("mine")
+        assert await file.tell() == 20
+        await file.seek(0)
+        await file.write(", and more")
+        await file.seek(0, os.SEEK_CUR)
+        assert not await file.read()
+        await file.seek(0)
+        await file.write(", and yet more")
+        await file.seek(await file.tell())
+        assert not await file.read()
+    assert _content(path) == b"somebody else's mine, and more, and yet more"
+
+
 async def test_positional_verbs_see_and_are_seen(manager: AsyncIoManager | None, path: Path) -> None:
     async with await open_file(path, "r+", encoding="ascii", newline="") as file:
         await file.truncate(0)

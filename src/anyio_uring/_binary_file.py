@@ -332,7 +332,7 @@ class BinaryFile:
         self.forget_ahead()
         self.raw.position = position
 
-    def tell(self) -> int:
+    async def tell(self) -> int:
         self.raw.fileno()
         if not self.raw.is_seekable:
             raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
@@ -367,7 +367,7 @@ class BinaryFile:
             raise io.UnsupportedOperation("truncate" if self._size else "File not open for writing")
         length = None if length is None else operator.index(length)
         await self.flush()
-        size = self.tell() if length is None else length  # where what waited has gone
+        size = await self.tell() if length is None else length  # where what waited has gone
         await self.raw.truncate(size)
         return size
 

@@ -245,11 +245,13 @@ class TextFile:
 
     # --- positions ------------------------------------------------------------------------------
 
-    def tell(self) -> int:
-        """Return the position, as :meth:`seek` takes it."""
+    async def tell(self) -> int:
+        """Return the position, as :meth:`seek` takes it; behind what waits to be appended the kernel has to say it."""
         self.binary.raw.fileno()
         if not self.binary.raw.is_seekable:
             raise io.UnsupportedOperation("underlying stream is not seekable")
+        if self.binary.raw.is_appending:
+            await self.binary.write_out()
         position = self.binary.position
         if self._snapshot is None:
             return position
@@ -264,7 +266,7 @@ class TextFile:
         if whence == os.SEEK_CUR:
             if cookie:
                 raise io.UnsupportedOperation("can't do nonzero cur-relative seeks")
-            cookie, whence = self.tell(), os.SEEK_SET
+            cookie, whence = await self.tell(), os.SEEK_SET
         if whence == os.SEEK_END:
             if cookie:
                 raise io.UnsupportedOperation("can't do nonzero end-relative seeks")

@@ -55,7 +55,7 @@ class Stream(Protocol[AnyStr]):
 
     async def seek(self, offset: int, whence: int) -> int: ...
 
-    def tell(self) -> int: ...
+    async def tell(self) -> int: ...
 
     def forget_ahead(self) -> None: ...
 
@@ -327,10 +327,7 @@ class UringFile(AsyncResource, Generic[AnyStr]):
 
     async def tell(self) -> int:
         """Return the position; of a text file a number of which only :meth:`seek` knows what it means."""
-        await self._checkpoint()  # C1
-        async with self._lock:
-            self._check_open()
-            return self._stream.tell()
+        return await self._call(self._stream.tell)
 
     async def pread(self, length: int, offset: int) -> bytes:
         """
