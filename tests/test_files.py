@@ -407,6 +407,21 @@ async def test_the_position_behind_appended_text_is_where_it_has_gone(
     assert _content(path) == b"somebody else's mine, and more, and yet more"
 
 
+@pytest.mark.parametrize("newline", [None, ""])
+async def test_positions_in_text_with_a_wide_state(manager: AsyncIoManager | None, path: Path, newline: Any) -> None:
+    """The state of this decoder has more than 32 bits, for which the built-in file has no room."""
+    text = "a\ud55c\uad6db\nc" * 50
+    path.write_text(text, encoding="iso2022_kr")
+    async with await open_file(path, encoding="iso2022_kr", newline=newline) as file:
+        for index in range(0, len(text), 7):
+            await file.seek(0)
+            assert await file.read(index) == text[:index]
+            cookie = await file.tell()
+            assert await file.read(20) == text[index : index + 20]
+            await file.seek(cookie)
+            assert await file.read(20) == text[index : index + 20]
+
+
 async def test_positional_verbs_see_and_are_seen(manager: AsyncIoManager | None, path: Path) -> None:
     async with await open_file(path, "r+", encoding="ascii", newline="") as file:
         await file.truncate(0)

@@ -1,4 +1,4 @@
-"""Positions in text: a byte offset, and what it takes to decode from there; packed as ``io.TextIOWrapper`` packs it.
+"""Positions in text: a byte offset, and what it takes to decode from there; packed much as ``io.TextIOWrapper`` does.
 
 It knows incremental decoders and bytes; it knows no file.
 """
@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import attrs
 
-# Bits of each field, as the C implementation has them; the one in Python gives 64 to each.
+# Bits of each field but the last: a decoder's flags, which may have any number of them.  Those of the stateful Asian
+# encodings have 64, to which the newline decoder adds one; the built-in file has room for 32.
 _OFFSET_BITS: Final = 64
 _FIELD_BITS: Final = 32
 # Below it, bytes are decoded one by one: finding out by halves costs more.
@@ -36,16 +37,16 @@ class TextPosition:
 
     def pack(self) -> int:
         """Return it as the number that ``tell()`` gives."""
-        rest = (self.flags, self.bytes_to_feed, self.chars_to_skip, int(self.needs_end))
+        rest = (self.bytes_to_feed, self.chars_to_skip, int(self.needs_end), self.flags)
         return self.offset + sum(part << _OFFSET_BITS + i * _FIELD_BITS for i, part in enumerate(rest))
 
     @classmethod
     def unpack(cls, cookie: int) -> TextPosition:
         """Undo :meth:`pack`."""
         mask = (1 << _FIELD_BITS) - 1
-        flags, bytes_to_feed, chars_to_skip = (cookie >> _OFFSET_BITS + i * _FIELD_BITS & mask for i in range(3))
-        needs_end = bool(cookie >> _OFFSET_BITS + 3 * _FIELD_BITS)
-        return cls(cookie & (1 << _OFFSET_BITS) - 1, flags, bytes_to_feed, chars_to_skip, needs_end)
+        bytes_to_feed, chars_to_skip, needs_end = (cookie >> _OFFSET_BITS + i * _FIELD_BITS & mask for i in range(3))
+        flags = cookie >> _OFFSET_BITS + 3 * _FIELD_BITS
+        return cls(cookie & (1 << _OFFSET_BITS) - 1, flags, bytes_to_feed, chars_to_skip, bool(needs_end))
 
 
 def locate(decoder: Any, offset: int, flags: int, data: bytes, chars: int) -> TextPosition:
