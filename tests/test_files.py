@@ -22,6 +22,7 @@ import anyio
 import pytest
 
 from anyio_uring import AsyncIoManager, UringFile, open_file, open_uring, wrap_file
+from anyio_uring._text_file import _Pieces
 from anyio_uring._text_position import TextPosition, locate
 
 from .helpers import WITHOUT_DEBUG, asyncio_only, open_terminal, until
@@ -420,6 +421,27 @@ async def test_positions_in_text_with_a_wide_state(manager: AsyncIoManager | Non
             assert await file.read(20) == text[index : index + 20]
             await file.seek(cookie)
             assert await file.read(20) == text[index : index + 20]
+
+
+@pytest.mark.parametrize("newline", [None, "", "\r\n"])
+async def test_a_hint_does_not_have_a_long_line_put_together_again_and_again(
+    path: Path, newline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["x" * 100_000 + "\r\n", "y\r\n", "z\r\n"]
+    _store(path, "".join(lines).encode())
+    peek, peeks = _Pieces.peek, 0
+
+    def count(pieces: _Pieces) -> str:
+        nonlocal peeks
+        peeks += 1
+        return peek(pieces)
+
+    monkeypatch.setattr(_Pieces, "peek", count)
+    async with await open_file(path, encoding="ascii", newline=newline) as file:
+        with path.open(encoding="ascii", newline=newline) as model:
+            for hint in (10, 3, 10):
+                assert await file.readlines(hint) == model.readlines(hint)
+    assert peeks < 6
 
 
 async def test_positional_verbs_see_and_are_seen(manager: AsyncIoManager | None, path: Path) -> None:

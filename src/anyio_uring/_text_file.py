@@ -159,7 +159,7 @@ class TextFile:
         pieces = _Pieces(self)
         try:
             while True:
-                if most is not None and pieces.chars > most:
+                if most is not None and pieces.chars > most and pieces.line_end() >= 0:  # joined only if that helps
                     lines, end = self._split(pieces.peek(), most)
                     if end > most:
                         pieces.take(end)
