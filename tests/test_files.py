@@ -423,6 +423,20 @@ async def test_positions_in_text_with_a_wide_state(manager: AsyncIoManager | Non
             assert await file.read(20) == text[index : index + 20]
 
 
+async def test_a_pipe_has_no_positional_verbs(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
+    async with (
+        await open_file(pipe[0], "rb", closefd=False) as reader,
+        await open_file(pipe[1], "wb", closefd=False) as writer,
+    ):
+        with pytest.raises(OSError, match=rf"\[Errno {errno.ESPIPE}\]"):
+            await writer.pwrite(b"lost", 7)
+        with pytest.raises(OSError, match=rf"\[Errno {errno.ESPIPE}\]"):
+            await reader.pread(2, 0)
+        await writer.write(b"first")
+        await writer.flush()
+        assert await reader.read(5) == b"first"
+
+
 @pytest.mark.parametrize("newline", [None, "", "\r\n"])
 async def test_a_hint_does_not_have_a_long_line_put_together_again_and_again(
     path: Path, newline: Any, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ How bytes and text are read and written is for :mod:`anyio_uring._binary_file` a
 
 from __future__ import annotations
 
+import errno
 import io
 import operator
 import os
@@ -336,11 +337,12 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         Any number of tasks can at once.  What was written before is written out first.  Pipes, sockets and terminals
         ignore the offset.
 
-        :raises OSError: as :func:`os.pread` would
+        :raises OSError: as :func:`os.pread` would; ``ESPIPE`` if the file has no positions
         """
         raw = self._binary.raw
         offset = _explicit(offset)
         self._check_open()
+        self._check_seekable()
         if self._binary.has_pending:
             await self._call(self._binary.write_out)
             self._check_open()
@@ -360,7 +362,7 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         the offset.
 
         :return: bytes written, which is all of them
-        :raises OSError: as :func:`os.pwrite` would; a prefix may be in the file, as after a cancellation
+        :raises OSError: as :func:`os.pwrite` would, ``ESPIPE`` too; a prefix may be in the file, as after a cancellation
         """
         return await self._call(self._pwrite, data, _explicit(offset))
 
@@ -368,6 +370,7 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         raw = self._binary.raw
         if not raw.is_writable:
             raise io.UnsupportedOperation("write")
+        self._check_seekable()
         with memoryview(data) as view:
             count = view.nbytes
         await self._binary.write_out()
@@ -412,6 +415,11 @@ class UringFile(AsyncResource, Generic[AnyStr]):
     def _check_open(self) -> None:
         if self._is_closed:
             raise ValueError("I/O operation on closed file")
+
+    def _check_seekable(self) -> None:
+        """As pread(2) and pwrite(2) do; the manager's verbs ignore the offset of what has no positions."""
+        if not self._binary.raw.is_seekable:
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
 
     def _text(self, name: str) -> TextFile:
         stream: object = self._stream
