@@ -423,6 +423,35 @@ async def test_positions_in_text_with_a_wide_state(manager: AsyncIoManager | Non
             assert await file.read(20) == text[index : index + 20]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "newline", "text", "count"),
+    [
+        ("ascii", "", "ab\r\n" + "old " * 10, 3),
+        ("utf-7", None, "\u3042" * 9 + " " + "old " * 10, 2),
+        ("iso2022_jp", None, "\u3042" * 9 + "old " * 10, 2),
+        ("utf-16", None, "\u3042" * 9 + "old " * 10, 2),
+    ],
+)
+async def test_text_is_read_again_behind_a_positional_write_wherever_the_position_is(  # noqa: PLR0917 - fixtures
+    manager: AsyncIoManager | None, path: Path, encoding: str, newline: Any, text: str, count: int
+) -> None:
+    """Also between two characters of which the second cannot be decoded without the first."""
+    expected = text.replace("old", "new").replace("\u3042", "\u3044")[count:]
+    _store(path, text.encode(encoding))
+    async with await open_file(path, "r+", encoding=encoding, newline=newline) as file:
+        assert await file.read(count) == text[:count]
+        cookie = await file.tell()
+        assert await file.pwrite(text.replace("old", "new").replace("\u3042", "\u3044").encode(encoding), 0)
+        assert await file.tell() == cookie
+        await file.pwrite(b"", 0)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await file.read()
+        assert await file.readlines() == expected.splitlines(keepends=True)
+        await file.seek(cookie)
+        assert await file.read(5) == expected[:5]
+
+
 async def test_a_pipe_has_no_positional_verbs(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
     async with (
         await open_file(pipe[0], "rb", closefd=False) as reader,

@@ -24,6 +24,7 @@ class TextFile:
     """A file of characters."""
 
     __slots__ = (
+        "_again",
         "_decoder",
         "_encoder",
         "_newline",
@@ -65,6 +66,8 @@ class TextFile:
         self._used = 0
         # The decoder's flags before the bytes of that text, and those bytes.
         self._snapshot: tuple[int, bytes] | None = None
+        # Where the next read has to seek first: what is in front of it may have been written over.
+        self._again: TextPosition | None = None
 
     def _new_decoder(self) -> Any:
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
@@ -116,7 +119,7 @@ class TextFile:
     async def read(self, size: int | None = -1) -> str:
         """Read so many characters, fewer only at the end of the file; all that are left for less than 0 and ``None``."""
         length = -1 if size is None else operator.index(size)
-        self._check_readable()
+        await self._begin_reading()
         if length < 0:
             data = await self.binary.read()
             text = self._decoder.decode(data, True)
@@ -137,7 +140,7 @@ class TextFile:
     async def readline(self, limit: int | None = -1) -> str:
         """Read until behind the next line end, or the end of the file; at most ``limit`` characters."""
         left = -1 if limit is None else operator.index(limit)
-        self._check_readable()
+        await self._begin_reading()
         pieces = _Pieces(self)
         try:
             while True:
@@ -155,7 +158,7 @@ class TextFile:
     async def readlines(self, hint: int | None = -1) -> list[str]:
         """Read lines to the end of the file, or until they have more characters than that."""
         most = None if hint is None or hint <= 0 else hint
-        self._check_readable()
+        await self._begin_reading()
         pieces = _Pieces(self)
         try:
             while True:
@@ -182,10 +185,12 @@ class TextFile:
             start = end
         return lines, start
 
-    def _check_readable(self) -> None:
+    async def _begin_reading(self) -> None:
         self.binary.raw.fileno()
         if self._decoder is None:
             raise io.UnsupportedOperation("not readable")
+        if self._again is not None:
+            await self._seek(self._again)
 
     def _take(self, length: int) -> str:
         start = self._used
@@ -208,7 +213,7 @@ class TextFile:
         return carriage + (2 if text.startswith("\n", carriage + 1) else 1)
 
     def _forget_text(self) -> None:
-        self._text, self._used, self._snapshot = "", 0, None
+        self._text, self._used, self._snapshot, self._again = "", 0, None, None
 
     def _forget(self) -> None:
         """Forget what was decoded, and begin to decode anew."""
@@ -252,6 +257,8 @@ class TextFile:
             raise io.UnsupportedOperation("underlying stream is not seekable")
         if self.binary.raw.is_appending:
             await self.binary.write_out()
+        if self._again is not None:
+            return self._again.pack()
         position = self.binary.position
         if self._snapshot is None:
             return position
@@ -283,7 +290,7 @@ class TextFile:
         return cookie
 
     async def _seek(self, position: TextPosition) -> None:
-        before, decoded = self.binary.position, (self._text, self._used, self._snapshot)
+        before, decoded = self.binary.position, (self._text, self._used, self._snapshot, self._again)
         state = None if self._decoder is None else self._decoder.getstate()
         await self.binary.seek(position.offset)
         self._forget()
@@ -296,7 +303,7 @@ class TextFile:
                 data = await self.binary.read(position.bytes_to_feed)
             except BaseException:  # cancelled: it has not moved
                 self.binary.rewind(before)
-                self._text, self._used, self._snapshot = decoded
+                self._text, self._used, self._snapshot, self._again = decoded
                 self._decoder.setstate(state)
                 raise
             self._text = self._decoder.decode(data, position.needs_end)
@@ -306,7 +313,7 @@ class TextFile:
             self._used = position.chars_to_skip
 
     def forget_ahead(self) -> None:
-        """Have what is behind the position read and decoded again, as far as the position is a place to begin."""
+        """Have what is behind the position read and decoded again."""
         if not self.binary.raw.is_seekable:
             return
         if self._snapshot is None:
@@ -314,9 +321,12 @@ class TextFile:
             return
         flags, data = self._snapshot
         position = locate(self._new_decoder(), self.binary.position - len(data), flags, data, self._used)
-        if not position.chars_to_skip:
-            self.binary.rewind(position.offset)
-            self._text, self._used, self._snapshot = "", 0, (position.flags, b"")
+        self.binary.rewind(position.offset + position.bytes_to_feed)
+        self._forget_text()
+        if position.chars_to_skip:  # no place to begin
+            self._again = position
+        else:
+            self._snapshot = position.flags, b""
             self._decoder.setstate((b"", position.flags))
 
     def _begin_encoding(self, position: int) -> None:
