@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import codecs
 import errno
 import gc
+import gzip
 import io as stdio
+import lzma
 import os
 import resource
 import select
 import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -1040,13 +1044,28 @@ async def test_a_raw_file_stays_without_a_buffer(manager: AsyncIoManager | None,
             await file.read1()
 
 
+async def test_a_temporary_file_is_wrapped_and_removed(manager: AsyncIoManager | None) -> None:
+    other = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the file that wraps it closes it
+    other.write(b"one ")
+    async with wrap_file(other) as file:
+        await file.write(b"two")
+        assert await file.pread(10, 0) == b"one two"
+        assert os.path.exists(other.name)
+    assert not os.path.exists(other.name)
+
+
 async def test_what_cannot_be_wrapped(path: Path, pipe: tuple[int, int]) -> None:
     with path.open() as text, pytest.raises(TypeError, match="not TextIOWrapper"):
         wrap_file(text)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not str"):
         wrap_file(str(path))  # type: ignore[arg-type]
-    with open(pipe[0], "rb", closefd=False) as reader, pytest.raises(ValueError, match="wrap its raw file"):
+    with open(pipe[0], "rb", closefd=False) as reader, pytest.raises(ValueError, match="give its raw file"):
         wrap_file(reader)
+    for codec in (bz2, gzip, lzma):
+        with codec.open(path, "wb") as packed, pytest.raises(TypeError, match=f"not {type(packed).__name__}"):
+            wrap_file(packed)
+    with tempfile.NamedTemporaryFile("w+") as named, pytest.raises(TypeError, match="not TextIOWrapper"):
+        wrap_file(named)  # type: ignore[arg-type]
     with path.open("rb") as closed:
         pass
     with pytest.raises(ValueError, match="closed"):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import gzip
 import io as stdio
 import itertools
+import lzma
 import os
 import random
 import resource
+import tempfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,6 +121,16 @@ async def test_a_file_object_is_read_from_its_position(io: AsyncIoManager, path:
     async with UringFileReadStream(file) as stream:
         assert await stream.tell() == 10
         assert await _rest(stream) == path.read_bytes()[10:]
+    assert file.closed
+
+
+@pytest.mark.anyio
+async def test_what_waits_in_a_file_object_is_read_too(io: AsyncIoManager) -> None:
+    file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the stream closes it
+    file.write(b"data")
+    async with UringFileReadStream(file) as stream:
+        await stream.seek(0)
+        assert await _rest(stream) == b"data"
     assert file.closed
 
 
@@ -270,7 +284,7 @@ async def test_a_cancelled_receive_loses_nothing(io: AsyncIoManager, large: Path
             await stream.receive(1000)
         assert scope.cancelled_caught
         assert first + await _rest(stream) == large.read_bytes()
-    async with UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb")) as stream:
+    async with UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb", buffering=0)) as stream:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stream.receive)
@@ -283,7 +297,7 @@ async def test_a_cancelled_receive_loses_nothing(io: AsyncIoManager, large: Path
 
 @pytest.mark.anyio
 async def test_aclose_ends_a_receive_that_waits(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
-    stream = UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb"))
+    stream = UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb", buffering=0))
     outcome: list[BaseException] = []
 
     async def receive() -> None:
@@ -342,14 +356,14 @@ async def test_a_failed_transfer_is_a_broken_resource(io: AsyncIoManager, pipe: 
     async with await UringFileWriteStream.from_path("/dev/full") as writer:
         with pytest.raises(anyio.BrokenResourceError):
             await writer.send(b"x")
-    async with UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb")) as reader:
+    async with UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb", buffering=0)) as reader:
         for call in (reader.tell, lambda: reader.seek(0)):
             with pytest.raises(OSError, match="seek"):
                 await call()
 
 
 @pytest.mark.anyio
-async def test_what_cannot_be_a_stream_is_refused(io: AsyncIoManager, path: Path) -> None:
+async def test_what_cannot_be_a_stream_is_refused(io: AsyncIoManager, path: Path, pipe: tuple[int, int]) -> None:
     closed = path.open("rb")
     closed.close()
     with path.open() as text, path.open("rb") as reading, path.open("r+b", buffering=0) as both:
@@ -369,6 +383,13 @@ async def test_what_cannot_be_a_stream_is_refused(io: AsyncIoManager, path: Path
             await stream.receive(0)
         with pytest.raises(TypeError, match="float"):
             await stream.receive(1.5)  # type: ignore[arg-type]
+    for codec in (bz2, gzip, lzma):
+        with codec.open(path, "wb") as packed, pytest.raises(TypeError, match=f"not {type(packed).__name__}"):
+            UringFileWriteStream(packed)
+        with codec.open(path, "rb") as packed, pytest.raises(TypeError, match=f"not {type(packed).__name__}"):
+            UringFileReadStream(packed)
+    with os.fdopen(os.dup(pipe[0]), "rb") as buffered, pytest.raises(ValueError, match="give its raw file"):
+        UringFileReadStream(buffered)
     with pytest.raises(FileNotFoundError):
         await UringFileReadStream.from_path(path.with_name("missing"))
 
@@ -465,7 +486,7 @@ async def test_the_attributes_are_anyios(io: AsyncIoManager, path: Path, pipe: t
         assert values(ours) == values(theirs) == [path, True, False]
     async with await UringFileWriteStream.from_path(str(path)) as sink, await FileWriteStream.from_path(path) as other:
         assert values(sink) == values(other) == [path, False, True]
-    async with UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb")) as stream:
+    async with UringFileReadStream(os.fdopen(os.dup(pipe[0]), "rb", buffering=0)) as stream:
         assert stream.extra(FileStreamAttribute.path, None) is None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io as stdio
 import os
 import stat
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import anyio
 
-from . import _open_arguments, _statx
+from . import _file_objects, _open_arguments, _statx
 from ._binary_file import BinaryFile
 from ._core import manager_for
 from ._manager import AsyncIoManager
@@ -157,7 +156,8 @@ def wrap_file(
     :param limiter: as :func:`open_file` has it
     :param io: as :func:`open_file` has it
     :return: the file; without a buffer if the other one is raw (:class:`io.RawIOBase`)
-    :raises TypeError: if it is no binary file
+    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of :mod:`tempfile` are): what is
+        read of a :class:`gzip.GzipFile` is not what its descriptor has
     :raises ValueError: if it is closed, or buffers what it reads of something that has no positions: what is in that
         buffer cannot be had; wrap its ``raw``, before anything is read
     :raises OSError: if the descriptor is bad
@@ -167,13 +167,9 @@ def wrap_file(
         access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
         mode = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}.get(access, "rb+")
         return UringFile(BinaryFile(RawFile(file, manager, name=file, mode=mode, limiter=limiter), -1))
-    kind: type = type(file)
-    if issubclass(kind, stdio.TextIOBase) or not hasattr(file, "readable"):
-        raise TypeError(f"file must be a descriptor or a binary file object, not {kind.__name__}")
+    is_raw = _file_objects.raw_of(file) is file
     mode = {(True, False): "rb", (False, True): "wb"}.get((file.readable(), file.writable()), "rb+")
-    is_raw = isinstance(file, stdio.RawIOBase)
-    if not file.seekable() and file.readable() and not is_raw:
-        raise ValueError(f"{file!r} may have read ahead, and nobody can take that over: wrap its raw file")
+    _file_objects.refuse_lost_bytes(file)
     if file.writable():
         file.flush()
     if file.seekable():

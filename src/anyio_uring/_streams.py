@@ -26,6 +26,7 @@ import attrs
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.streams.file import FileStreamAttribute
 
+from . import _file_objects
 from ._arguments import OFFSET_MAX
 from ._buffers import SupportsBuffer
 from ._core import manager_for
@@ -50,10 +51,12 @@ class UringFileReadStream(ByteReceiveStream):
 
     :param file: a file object opened for reading in binary mode, which the stream owns from now on and closes;
         it must have a descriptor.  Reading begins at its position; that the stream has a position of its
-        own is of no concern unless the file object is used beside it
+        own is of no concern unless the file object is used beside it.
+        What waits in its buffer to be written is written here and now, blocking
     :param io: the manager that reads; ``None``: the innermost open one
-    :raises TypeError: if the file is in text mode
-    :raises ValueError: if it is closed, has no descriptor or is not open for reading
+    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of :mod:`tempfile` are)
+    :raises ValueError: if it is closed, has no descriptor or is not open for reading; or if it buffers what it reads of
+        something that has no positions: give its ``raw`` instead, before anything is read
 
     While it is read in sequence, the 1 to 2 MiB in front of the position are on their way into the page cache
     (``posix_fadvise(2)``); the stream itself holds no data.  Pipes, sockets and terminals are read as they come.
@@ -175,7 +178,7 @@ class UringFileWriteStream(ByteSendStream):
         it must have a descriptor.  Writing begins at its position (at the end of the file, if it is open for
         appending), behind what the file object has buffered
     :param io: the manager that writes; ``None``: the innermost open one
-    :raises TypeError: if the file is in text mode
+    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of :mod:`tempfile` are)
     :raises ValueError: if it is closed, has no descriptor or is not open for writing
 
     Nothing is buffered: when :meth:`send` returns, the kernel has every byte of the item.  (It is not durable
@@ -260,8 +263,6 @@ class _OpenFile:
 
     @classmethod
     def adopt(cls, file: Any, purpose: str, io: AsyncIoManager | None) -> _OpenFile:
-        if isinstance(file, stdio.TextIOBase):
-            raise TypeError(f"file must be open in binary mode, and this is a {type(file).__name__}")
         manager = manager_for(io)
         try:
             fd = file.fileno()
@@ -269,6 +270,11 @@ class _OpenFile:
             raise ValueError(f"file must have a descriptor, and this {type(file).__name__} has none") from None
         if not (file.readable() if purpose == "reading" else file.writable()):
             raise ValueError(f"file must be open for {purpose}")
+        _file_objects.raw_of(file)
+        if purpose == "reading":
+            _file_objects.refuse_lost_bytes(file)
+            if file.writable():
+                file.flush()
         # Behind O_APPEND the kernel chooses the position.
         is_disk = file_type(fd) in DISKS and not (purpose == "writing" and status_flags(fd) & os.O_APPEND)
         return cls(file, manager, file.tell() if is_disk else -1, is_disk)
