@@ -199,6 +199,19 @@ async def test_a_file_that_hides_its_size_is_read_to_its_end(io: AsyncIoManager,
 
 
 @pytest.mark.anyio
+async def test_a_file_that_says_it_is_longer_is_read_to_its_end(io: AsyncIoManager, target: Path, way: str) -> None:
+    source = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not source.exists():
+        source = Path("/sys/devices/system/cpu/online")
+    content = source.read_bytes()
+    assert 0 < len(content) < source.stat().st_size
+    reports: list[int] = []
+    assert await copy_file(source, target, progress=reports.append) == len(content)
+    assert target.read_bytes() == content
+    assert reports[-1] == len(content)
+
+
+@pytest.mark.anyio
 async def test_a_source_that_shrinks_is_an_error(
     io: AsyncIoManager, source: Path, target: Path, way: str, small_steps: int
 ) -> None:

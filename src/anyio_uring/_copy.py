@@ -128,10 +128,10 @@ async def _transfer_whole(
             if isinstance(count, OSError):
                 raise copy.error(count) from count
             if not count and fd == copy.source_fd:
-                raise copy.shrunk(offset)
-            if not count:
+                await in_thread(partial(copy.end_at, offset))
+            elif not count:
                 raise copy.error(OSError(errno.EIO, "the kernel wrote nothing and gave no error"))
-            if count < len(view):
+            elif count < len(view):
                 rest.append((view[count:], offset + count))
         left = rest
 

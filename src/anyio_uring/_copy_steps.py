@@ -156,9 +156,21 @@ class FileCopy:
             if not count:
                 if os.pread(self.source_fd, 1, start):
                     return None  # some filesystems without real files say so
-                raise self.shrunk(start)
+                return self.end_at(start)
             left -= count
             offset = start + count
+        return offset
+
+    def end_at(self, offset: int) -> int:
+        """
+        Take an end before the size for what it is: in ``/sys``, files say that they have a page.
+
+        :return: the offset, which is the copy's size then
+        :raises OSError: if the source has shrunk
+        """
+        if os.fstat(self.source_fd).st_size != self._needed or os.pread(self.source_fd, 1, offset):
+            raise self.shrunk(offset)
+        self.size = min(self.size, offset)
         return offset
 
     def next_ranges(self, offset: int, chunk_bytes: int, window_bytes: int, members_max: int) -> list[tuple[int, int]]:
