@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import filecmp
 import os
 import random
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -209,6 +211,20 @@ async def test_a_file_that_says_it_is_longer_is_read_to_its_end(io: AsyncIoManag
     assert await copy_file(source, target, progress=reports.append) == len(content)
     assert target.read_bytes() == content
     assert reports[-1] == len(content)
+
+
+@pytest.mark.anyio
+async def test_a_file_that_somebody_has_leased_is_waited_for(io: AsyncIoManager, source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    holder = os.open(source, os.O_RDWR)
+    before = signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        assert await copy_file(source, target) == len(content)
+    finally:
+        signal.signal(signal.SIGIO, before)
+        os.close(holder)
+    assert target.read_bytes() == content
 
 
 @pytest.mark.anyio

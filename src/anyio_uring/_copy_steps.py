@@ -109,7 +109,10 @@ class FileCopy:
     def _open(self) -> None:
         # Not to wait for a FIFO's writer, should one have taken the file's place.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if self.follow_symlinks else os.O_NOFOLLOW)
-        self.source_fd = os.open(self.source, flags)
+        try:
+            self.source_fd = os.open(self.source, flags)
+        except BlockingIOError:  # a file that somebody has leased (fcntl(2)), which no FIFO can be: wait for it
+            self.source_fd = os.open(self.source, flags & ~os.O_NONBLOCK)
         status = os.fstat(self.source_fd)
         _check_type(self.source, status.st_mode)
         self.size = self._needed = status.st_size
