@@ -334,8 +334,7 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         """
         Read up to ``length`` bytes at an offset, without the position; also of a text file.
 
-        Any number of tasks can at once.  What was written before is written out first.  Pipes, sockets and terminals
-        ignore the offset.
+        Any number of tasks can at once.  What was written before is written out first.
 
         :raises OSError: as :func:`os.pread` would; ``ESPIPE`` if the file has no positions
         """
@@ -358,8 +357,7 @@ class UringFile(AsyncResource, Generic[AnyStr]):
         """
         Write all of ``data`` at an offset, without the position; also to a text file.
 
-        It is in the file when this returns, behind all that was written before.  Pipes, sockets and terminals ignore
-        the offset.
+        It is in the file when this returns, behind all that was written before.
 
         :return: bytes written, which is all of them
         :raises OSError: as :func:`os.pwrite` would, ``ESPIPE`` too; a prefix may be in the file, as after a cancellation
