@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 from functools import partial
 from pathlib import Path
@@ -437,6 +438,34 @@ async def test_where_rotation_fails_the_log_goes_on(io: AsyncIoManager, tmp_path
         await log.append(b"2")
     assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2"]
     assert (tmp_path / "there").read_bytes() == b""
+    assert sorted(os.listdir(tmp_path)) == ["log", "there"]
+
+
+async def test_a_rotation_leaves_a_log_alone_that_somebody_else_creates_meanwhile(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_, path = AsyncIoManager.open, tmp_path / "new"
+    theirs: list[int] = []
+
+    async def open_beside_another(self: AsyncIoManager, *arguments: Any) -> int:
+        """As if the other one came in between opening and locking."""
+        monkeypatch.setattr(AsyncIoManager, "open", open_)
+        fd = await open_(self, *arguments)
+        theirs.append(await open_(self, path, os.O_RDWR | os.O_CREAT))
+        fcntl.flock(theirs[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await self.write_all(theirs[0], b"theirs", 0)
+        return fd
+
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        monkeypatch.setattr(AsyncIoManager, "open", open_beside_another)
+        with pytest.raises(FileExistsError) as caught:
+            await log.rotate(path)
+        assert caught.value.filename == str(path)
+        os.close(theirs[0])
+        assert path.read_bytes() == b"theirs"
+        assert sorted(os.listdir(tmp_path)) == ["log", "new"]
+        await log.append(b"it goes on")
+    assert len(await contents(tmp_path / "log")) == 1
 
 
 # --- closing --------------------------------------------------------------------------------------
@@ -821,7 +850,8 @@ async def test_a_creation_that_fails_leaves_no_descriptor(
     """Nor another error than its own, also if somebody else has removed the file meanwhile."""
 
     async def fails(*_: object) -> None:
-        await io.unlink(tmp_path / "next")
+        (temporary,) = set(await anyio.to_thread.run_sync(os.listdir, tmp_path)) - {"log"}
+        await io.unlink(tmp_path / temporary)
         raise OSError(errno.ENOSPC, "no room")
 
     async with open_append_log(tmp_path / "log", io=io) as log:

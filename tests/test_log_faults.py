@@ -428,3 +428,27 @@ async def test_what_was_allocated_before_room_ran_out_is_given_back(
     assert failed >= 2
     assert (tmp_path / "log").stat().st_size == log.end
     assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2"]
+
+
+async def test_a_rotation_where_a_rename_may_replace_something(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some filesystems have no RENAME_NOREPLACE, and answer so; links they have."""
+    surely, refused = Performer.surely, 0
+
+    async def refuses(self: Performer, call: Any) -> int:
+        nonlocal refused
+        if call.opcode is not Opcode.RENAMEAT:
+            return await surely(self, call)
+        refused += 1
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(Performer, "surely", refuses)
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        await log.rotate(tmp_path / "next")
+        with pytest.raises(FileExistsError):
+            await log.rotate(tmp_path / "log")
+        assert refused == 2
+        assert await log.append(b"x") == HEADER_SIZE
+    assert await contents(tmp_path / "next") == [(HEADER_SIZE, b"x")]
+    assert sorted(os.listdir(tmp_path)) == ["log", "next"]

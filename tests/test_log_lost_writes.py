@@ -139,6 +139,51 @@ async def test_a_creation_that_was_cut_short_is_begun_anew(disk: FaultyDisk, io:
 
 
 @many_rounds
+async def test_no_offset_comes_twice_after_a_crash_in_a_rotation(disk: FaultyDisk, io: AsyncIoManager) -> None:
+    """Who finds the new file goes on in it: its name comes with the offset at which it begins."""
+    found = 0
+    for count in range(10):
+        for seed in range(8):
+            disk.wipe()
+            book = Book()
+            with suppress(OSError):
+                async with open_append_log(disk.path / "log", io=io, preallocate=PREALLOCATE) as log:
+                    await book.append(log, 100)
+                    disk.crash_before(count, "tear", seed)
+                    await log.rotate(disk.path / "next")
+            if not disk.has_crashed():
+                disk.crash("tear", seed)
+            disk.recover()
+            disk.reset()
+            assert await _contents(disk.path / "log", io) == book.acknowledged, f"{count} operations, seed {seed}"
+            if (disk.path / "next").exists():
+                found += 1
+                async with open_append_log(disk.path / "next", io=io, preallocate=PREALLOCATE) as log:
+                    assert not log.recovery.was_created
+                    await book.append(log, 100)
+                assert len(book.acknowledged) == 2, "each record has an offset of its own"
+    assert found > 8, "hardly a rotation came so far: this tested little"
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename", "fsyncdir"])
+async def test_a_rotation_that_fails_leaves_nothing_behind(
+    disk: FaultyDisk, io: AsyncIoManager, operation: str
+) -> None:
+    """A file that begins at the same offset as what the log goes on with would be a trap."""
+    async with open_append_log(disk.path / "log", io=io, preallocate=PREALLOCATE) as log:
+        await log.append(b"1")
+        disk.reset()
+        disk.fail(operation, errno.EIO)
+        with pytest.raises(OSError, match="Input/output") as caught:
+            await log.rotate(disk.path / "next")
+        assert caught.value.filename == str(disk.path / "next")
+        assert sorted(disk.tree()) == ["log"]
+        await log.append(b"2")
+        await log.rotate(disk.path / "next")
+    assert sorted(disk.tree()) == ["log", "next"]
+
+
+@many_rounds
 async def test_what_is_recovered_is_there_after_the_next_crash(disk: FaultyDisk, io: AsyncIoManager) -> None:
     """Also what nobody was told of: a reader may have acted on it."""
     for seed in range(ROUNDS):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import operator
 import os
-import secrets
 import stat
 from functools import partial
 from typing import Final
@@ -28,9 +27,6 @@ from ._core import manager_for
 from ._manager import AsyncIoManager
 from ._path_calls import Path
 
-# What a program that tidies up after a crash looks for: nobody's file is called so by chance.
-TEMPORARY_PREFIX: Final = ".anyio_uring-"
-TEMPORARY_SUFFIX: Final = ".tmp"
 # Tries to find a name that is free; of 64 random bits the first one is.
 _NAMES_MAX: Final = 100
 _PERMISSIONS: Final = 0o777
@@ -142,7 +138,7 @@ class _Writer:
 
     async def _create(self, mode: int) -> int:
         for _ in range(_NAMES_MAX):
-            self.temporary = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+            self.temporary = _path_calls.temporary_name()
             try:
                 return await self.io.open(
                     self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=self.dir_fd

@@ -180,19 +180,30 @@ async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int
     """
     Create a file whose first record will have a given offset; it and its name are durable on return.
 
+    It has a temporary name until it is locked and its header is durable.  So whoever finds it, also after a crash,
+    finds at which offset it begins, and nobody else can have opened it for appending.
+
     :raises FileExistsError: if there is one
     """
     path = options.path
-    fd = await io.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, options.mode)
+    name = os.path.join(os.path.dirname(path), _path_calls.temporary_name())
     try:
-        _lock(fd, path)
-        file = LogFile(io, options, fd, new_header(first, options.record_length_max))
-        await _write_header(file)
-    except BaseException:
-        with suppress(OSError):  # the error that led here says more than one of this
-            await io._performer.surely(_path_calls.unlink(path, None))
-        await io._close_surely(fd)
-        raise
+        fd = await io.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, options.mode)
+        try:
+            _lock(fd, path)
+            file = LogFile(io, options, fd, new_header(first, options.record_length_max))
+            await _write_header(file)
+            await _rename(io, name, path)
+            name = path
+            await sync_directory(io, path)
+        except BaseException:
+            with suppress(OSError):  # the error that led here says more than one of this
+                await io._performer.surely(_path_calls.unlink(name, None))
+            await io._close_surely(fd)
+            raise
+    except OSError as exc:
+        # Of the caller's path, not of the temporary one.
+        raise OSError(exc.errno, exc.strerror, path) from exc
     return file
 
 
@@ -216,6 +227,7 @@ async def open_log_file(io: AsyncIoManager, options: LogOptions) -> tuple[LogFil
             file = LogFile(io, options, fd, new_header(HEADER_SIZE, options.record_length_max))
             await file.cut(0)
             await _write_header(file)
+            await sync_directory(io, path)
             return file, LogRecovery(True, 0, file.header.first, scanner.bytes_torn, scanner.torn)
         records = 0
         while found := await scanner.next_records():
@@ -260,13 +272,26 @@ def _lock(fd: int, path: str) -> None:
 
 
 async def _write_header(file: LogFile) -> None:
-    """Make a file a log without records, and it and its name durable."""
+    """Make a file a log without records, and durable, but for its name."""
     await file.io.write_all(file.fd, file.header.to_bytes(), 0)
     # Before anything is allocated behind it: a torn header with zeros behind could not be told from a damaged one.
     await file.io.fsync(file.fd)
     file.allocated = HEADER_SIZE
     await file.allocate(HEADER_SIZE, FRAME_SIZE)
-    await sync_directory(file.io, file.path)
+
+
+async def _rename(io: AsyncIoManager, temporary: str, path: str) -> None:
+    """Give a file its name, which nothing else must have; once it has it, that is no error any more."""
+    surely = io._performer.surely
+    try:
+        await surely(_path_calls.rename(temporary, path, None, None, noreplace=True, exchange=False))
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        # A filesystem without RENAME_NOREPLACE, NFS for one (rename(2)); link(2) replaces nothing, either.
+        await surely(_path_calls.link(temporary, path, None, None, follow_symlinks=False))
+        with suppress(OSError):  # a second name harms nobody, and looks like what it is
+            await surely(_path_calls.unlink(temporary, None))
 
 
 async def _recover(file: LogFile, scanner: LogScanner, records: int) -> LogRecovery:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, Union
@@ -31,6 +32,9 @@ _O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 _OPENS_AT_ONCE: Final[int] = os.O_NONBLOCK | getattr(os, "O_PATH", 0)
 # sqe->len is 32 bits wide.
 _LENGTH_MAX: Final = 2**32 - 1
+# What a program that tidies up after a crash looks for: nobody's file is called so by chance.
+_TEMPORARY_PREFIX: Final = ".anyio_uring-"
+_TEMPORARY_SUFFIX: Final = ".tmp"
 # linux/limits.h: XATTR_SIZE_MAX.
 XATTR_SIZE_MAX: Final = 65536
 _NO_DIRECT_IO: Final = {
@@ -54,6 +58,11 @@ class Name:
     def error(self, res: int) -> OSError:
         """Return the error of a negative result."""
         return OSError(-res, os.strerror(-res), self.given)
+
+
+def temporary_name() -> str:
+    """Return the name of a file that is to get another one; of 64 random bits, it is free."""
+    return f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
 
 
 def names(paths: Iterable[Path]) -> list[Name]:
