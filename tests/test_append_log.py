@@ -323,6 +323,54 @@ async def test_there_is_one_writer(io: AsyncIoManager, tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_file_that_was_removed_before_it_was_locked_is_not_appended_to(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_replaced: bool
+) -> None:
+    """Between its opening and its lock; what it took would be lost, and a second writer let in."""
+    open_, path, opened = AsyncIoManager.open, tmp_path / "log", 0
+
+    async def open_too_early(self: AsyncIoManager, *arguments: Any) -> int:
+        nonlocal opened
+        fd = await open_(self, *arguments)
+        opened += arguments[0] == str(path)
+        if opened == 1:
+            await self.unlink(path)
+            if is_replaced:
+                await self.close(await open_(self, path, os.O_RDWR | os.O_CREAT))
+        return fd
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(AsyncIoManager, "open", open_too_early)
+    async with open_append_log(path, io=io) as log:
+        await log.append(b"acknowledged")
+        assert opened == 2
+        with pytest.raises(BlockingIOError):
+            async with open_append_log(path, io=io):
+                raise AssertionError
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [record for _, record in await contents(path)] == [b"acknowledged"]
+
+
+async def test_a_file_that_is_removed_again_and_again_is_an_error(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_, path = AsyncIoManager.open, tmp_path / "log"
+
+    async def open_too_early(self: AsyncIoManager, *arguments: Any) -> int:
+        fd = await open_(self, *arguments)
+        await self.unlink(path)
+        return fd
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(AsyncIoManager, "open", open_too_early)
+    with pytest.raises(OSError, match="again and again") as caught:
+        async with open_append_log(path, io=io):
+            raise AssertionError
+    assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(path))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_bad_arguments(io: AsyncIoManager, tmp_path: Path) -> None:
     path = tmp_path / "log"
     with pytest.raises(TypeError, match="FsyncMode"):

@@ -22,6 +22,8 @@ from ._requests import Call, Requests
 
 # Without room for it the log does without; only writing the records themselves must not fail.
 _NOT_ALLOCATED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.ENOSYS})
+# Tries to open a file that is removed or replaced before it is locked; the first one is enough, but for chance.
+_OPENS_MAX: Final = 100
 # fcntl.flock() of a file that another descriptor has locked.
 _LOCKED: Final = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 
@@ -215,9 +217,8 @@ async def open_log_file(io: AsyncIoManager, options: LogOptions) -> tuple[LogFil
     :raises CorruptLogError: if it is no log, or is damaged; nothing was changed
     """
     path = options.path
-    fd = await io.open(path, os.O_RDWR | os.O_CREAT, options.mode)
+    fd = await _open_locked(io, options)
     try:
-        _lock(fd, path)
         # Pages that could not be written stay in memory, and count as clean: what is recovered is what the disk has.
         await io.fdatasync(fd)
         await io.fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -238,6 +239,33 @@ async def open_log_file(io: AsyncIoManager, options: LogOptions) -> tuple[LogFil
         await io._close_surely(fd)
         raise
     return file, recovery
+
+
+async def _open_locked(io: AsyncIoManager, options: LogOptions) -> int:
+    """Open a file, or create it, and lock it; the path leads to the very file that is locked."""
+    path = options.path
+    for _ in range(_OPENS_MAX):
+        fd = await io.open(path, os.O_RDWR | os.O_CREAT, options.mode)
+        try:
+            _lock(fd, path)
+            if await _is_at(io, fd, path):
+                return fd
+        except BaseException:
+            await io._close_surely(fd)
+            raise
+        # It was removed or replaced between opening and locking: what it took would be lost.
+        await io._close_surely(fd)
+    raise OSError(errno.ESTALE, "the file is replaced again and again while it is being opened", path)
+
+
+async def _is_at(io: AsyncIoManager, fd: int, path: str) -> bool:
+    """Whether a path leads to an open file."""
+    mine = await io.stat(fd)
+    try:
+        found = await io.stat(path)
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (found.st_dev, found.st_ino)
 
 
 def _rest(buffers: list[Any], count: int) -> list[memoryview]:
