@@ -20,12 +20,13 @@ from anyio_uring import (
     DurabilityLostError,
     FsyncMode,
     _append_log,
+    _log_commit,
     _path_calls,
     open_append_log,
     open_uring,
 )
 from anyio_uring._log_file import LogFile
-from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE
+from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, FileHeader, frame
 from anyio_uring._performer import Performer
 from anyio_uring._requests import Opcode
 
@@ -309,6 +310,39 @@ async def test_a_commit_that_ends_without_a_result_is_lost(io: AsyncIoManager, t
         assert isinstance(cause.__cause__, ArithmeticError)
         with pytest.raises(DurabilityLostError):
             await log.append(b"2")
+
+
+@pytest.mark.parametrize("ending", [False, True])
+async def test_a_commit_that_cannot_be_made_up_is_lost(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ending: bool
+) -> None:
+    """Whoever was taken for it hears of that, and so does whoever comes later, also at the end of the block."""
+
+    def breaks(header: FileHeader, offset: int, unsynced: int, record: bytes) -> bytes:
+        if record == b"2":
+            raise ArithmeticError("a defect")
+        return frame(header, offset, unsynced, record)
+
+    monkeypatch.setattr(_log_commit, "frame", breaks)
+    records = [b"1", b"2", b"3"]
+    async with anyio.create_task_group() as tasks, open_append_log(tmp_path / "log", io=io) as log:
+        commits, appends = watch(io), Appends(log)
+        gate = commits.hold()
+        tasks.start_soon(appends.append, b"0")
+        await until(lambda: commits.held == 1)
+        for record in records:
+            tasks.start_soon(appends.append, record)
+        await until(lambda: log.statistics().waiting == 4)
+        gate.set()
+        if not ending:
+            await until(lambda: len(appends.errors) == 3)
+            with pytest.raises(DurabilityLostError, match="ArithmeticError: a defect"):
+                await log.append(b"4")
+    assert [*appends.offsets] == [b"0"]
+    assert sorted(appends.errors) == records
+    assert {type(error) for error in appends.errors.values()} == {DurabilityLostError}
+    statistics = log.statistics()
+    assert (statistics.appends, statistics.waiting, statistics.failed) == (1, 0, 3 if ending else 4)
 
 
 async def test_what_fails_in_the_background_is_told_to_the_next(

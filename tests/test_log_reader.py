@@ -11,7 +11,7 @@ import pytest
 
 from anyio_uring import AsyncIoManager, CorruptLogError, FsyncMode, open_append_log, read_append_log
 from anyio_uring._completion_task import CompletionTask
-from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, frame, new_header, parse, parse_header
+from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, FileHeader, frame, new_header, parse, parse_header
 from anyio_uring._log_scanner import CHUNK_SIZE
 from anyio_uring._requests import Opcode
 
@@ -187,6 +187,33 @@ async def test_a_damaged_header_is_refused(io: AsyncIoManager, tmp_path: Path) -
         path.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
         with pytest.raises(CorruptLogError, match=r"no log|damaged"):
             await _read(io, path)
+
+
+@pytest.mark.parametrize(
+    ("base", "length_max"), [(1 << 63, 1000), ((1 << 64) - 60, 1000), (0, 0), (0, (1 << 30) + 1), (0, (1 << 32) - 1)]
+)
+async def test_a_header_that_cannot_be_is_refused(
+    io: AsyncIoManager, tmp_path: Path, base: int, length_max: int
+) -> None:
+    """Its checksum is right, but nobody who wrote it meant a log: there would be no room for an offset."""
+    path = tmp_path / "log"
+    data = FileHeader(b"abcd", 7, base, length_max).to_bytes()
+    path.write_bytes(data)
+    with pytest.raises(CorruptLogError, match="cannot be"):
+        await _read(io, path)
+    with pytest.raises(CorruptLogError, match="cannot be"):
+        async with open_append_log(path, io=io):
+            raise AssertionError
+    assert path.read_bytes() == data
+
+
+async def test_a_log_may_begin_at_any_offset_that_a_file_has(io: AsyncIoManager, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(FileHeader(b"abcd", 7, (1 << 63) - 1, 1 << 30).to_bytes())
+    async with open_append_log(path, io=io) as log:
+        offset = await log.append(b"x")
+    assert await _read(io, path) == ([b"x"], None)
+    assert offset == (1 << 63) - 1 + HEADER_SIZE
 
 
 async def test_a_later_version_is_refused(io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,7 +317,7 @@ class AppendLog:
             if step is not None and step.rotate_to is not None:
                 await self._rotate(self._queue.popleft())
             else:
-                await self._commit(self._next_commit())
+                await self._commit(Commit(self._end, must_sync=self._is_sync_due), gathers=True)
         finally:
             self._is_writing = False
 
@@ -331,22 +331,26 @@ class AppendLog:
 
     # --- commits ----------------------------------------------------------------------------------
 
-    def _next_commit(self) -> Commit:
+    def _gather(self, commit: Commit) -> None:
         """Take from the queue what goes together, and give offsets to the records."""
-        commit = Commit(self._end, must_sync=self._is_sync_due)
         queue, header, durable_end = self._queue, self._file.header, self._durable_end
         while queue and queue[0].rotate_to is None and not commit.is_full:
             step = queue.popleft()
             if not self._is_left(step):
+                self._counters.under_way += 1
                 commit.add(step, header, durable_end)
         if self._fsync is FsyncMode.ALWAYS and commit.records:
             commit.must_sync = True
-        return commit
 
-    async def _commit(self, commit: Commit) -> None:
-        """Write and sync; then wake everyone who waited for that, each with an offset or an error."""
-        self._counters.under_way += len(commit.steps)
+    async def _commit(self, commit: Commit, *, gathers: bool = False) -> None:
+        """
+        Write and sync; then wake everyone who waited for that, each with an offset or an error.
+
+        :param gathers: whether to take from the queue what goes together
+        """
         try:
+            if gathers:
+                self._gather(commit)
             await self._make_durable(commit)
         except BaseException as exc:
             # Nobody knows what of it happened.

@@ -106,10 +106,10 @@ class Commit:
         if record is None:
             self.must_sync = True
         else:
+            self.records += 1
             step.offset = offset = self.end
             self._pieces += frame(header, offset, offset - durable_end, record), record
             self._has_long = self._has_long or len(record) > _COPIED_MAX
-            self.records += 1
             self.end = offset + FRAME_SIZE + len(record)
         step.end = self.end
 

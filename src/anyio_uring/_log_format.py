@@ -44,6 +44,8 @@ HEADER_SIZE: Final = _HEADER.size + _CHECKSUM.size
 FRAME_SIZE: Final = _FRAME.size
 # A reader holds a record in memory before it knows that its length is valid.
 RECORD_LENGTH_MAX: Final = 1 << 30
+# A log of as many bytes as a file has at most (off_t) would take centuries; behind it frames could not hold an offset.
+_BASE_MAX: Final = (1 << 63) - 1
 # What the field holds at most; it then says nothing.
 _UNSYNCED_MAX: Final = 0xFFFF_FFFF
 
@@ -107,6 +109,10 @@ def parse_header(data: bytes) -> FileHeader | None:
         raise InvalidHeaderError("the log's header is damaged: its checksum is wrong")
     if version != _VERSION:
         raise InvalidHeaderError(f"the log has version {version} of the format, and this library reads {_VERSION}")
+    if base > _BASE_MAX or not 0 < record_length_max <= RECORD_LENGTH_MAX:
+        raise InvalidHeaderError(
+            f"the log's header cannot be: its first offset is {base}, its longest record has {record_length_max} bytes"
+        )
     return FileHeader(mark, salt, base, record_length_max)
 
 
