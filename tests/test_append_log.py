@@ -166,6 +166,19 @@ async def test_always_syncs_with_every_commit(io: AsyncIoManager, tmp_path: Path
         assert len(commits.asked) == 3, "there is nothing to sync"
 
 
+async def test_where_one_operation_may_be_in_flight_the_sync_comes_behind(driver: Any, tmp_path: Path) -> None:
+    async with open_uring(driver=driver, depth=1) as io, open_append_log(tmp_path / "log", io=io) as log:
+        commits = watch(io)
+        await log.append(b"1")
+        assert log.durable_end == log.end
+        await log.append(b"2")
+        assert commits.asked == [("WRITE",), ("FSYNC",)] * 2
+        await log.rotate(tmp_path / "next")
+        await log.append(b"3")
+    assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2"]
+    assert [record for _, record in await contents(tmp_path / "next")] == [b"3"]
+
+
 async def test_never_syncs_when_it_is_asked_to(io: AsyncIoManager, tmp_path: Path) -> None:
     commits = watch(io)
     async with open_append_log(tmp_path / "log", io=io, fsync=FsyncMode.NEVER) as log:

@@ -132,15 +132,17 @@ class LogFile:
         left: list[Any] = buffers
         size = sum(map(len, buffers))
         syncing = _arguments.sync_request(self.fd, data_only=True)
+        # All of a chain is in flight at once, so where no more than one operation may be, the sync comes behind.
+        is_linked = sync and self.io.features.depth > 1
         done = short_writes = 0
         while done < size:
             if len(left) == 1:
                 request = _arguments.write_request(self.fd, left[0], position + done)
             else:
                 request = _arguments.writev_request(self.fd, left, position + done)
-            request.is_linked = sync
+            request.is_linked = is_linked
             try:
-                count, *syncs = await self._perform((request, syncing) if sync else (request,), is_chain=sync)
+                count, *syncs = await self._perform((request, syncing) if is_linked else (request,), is_chain=is_linked)
             finally:
                 request.release()
             if count <= 0:
@@ -150,11 +152,11 @@ class LogFile:
             if done < size:
                 short_writes += 1
                 left = _rest(left, count)
-            elif sync:
+            elif is_linked:
                 return Written(done, None, self._error(syncs[0]), short_writes)
-        if sync and not size:
+        if sync:
             (count,) = await self._perform((syncing,))
-            return Written(0, None, self._error(count))
+            return Written(done, None, self._error(count), short_writes)
         return Written(done, None, None, short_writes)
 
     async def _perform(self, requests: Requests, *, is_chain: bool = False) -> list[int]:
