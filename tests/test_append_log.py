@@ -365,6 +365,24 @@ async def test_a_file_that_was_removed_before_it_was_locked_is_not_appended_to(
     assert [record for _, record in await contents(path)] == [b"acknowledged"]
 
 
+async def test_a_closed_log_is_not_locked_by_a_child(io: AsyncIoManager, tmp_path: Path) -> None:
+    """A child that was forked meanwhile has the file open, too, and with it the lock."""
+    path = tmp_path / "log"
+    kept: list[int] = []
+    try:
+        async with open_append_log(path, io=io) as log:
+            kept.append(os.dup(log._file.fd))  # of the same open file, as a child's is
+            await log.rotate(tmp_path / "next")
+            kept.append(os.dup(log._file.fd))
+            async with open_append_log(path, io=io):
+                pass
+        async with open_append_log(tmp_path / "next", io=io):
+            pass
+    finally:
+        for fd in kept:
+            os.close(fd)
+
+
 async def test_a_file_that_is_removed_again_and_again_is_an_error(
     io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

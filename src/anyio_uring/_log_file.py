@@ -177,7 +177,7 @@ class LogFile:
 
     async def aclose(self) -> None:
         """Close it, which gives its lock back, in any case."""
-        await self.io._close_surely(self.fd)
+        await _close(self.io, self.fd)
 
 
 async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int) -> LogFile:
@@ -203,7 +203,7 @@ async def create_log_file(io: AsyncIoManager, options: LogOptions, *, first: int
         except BaseException:
             with suppress(OSError):  # the error that led here says more than one of this
                 await io._performer.surely(_path_calls.unlink(name, None))
-            await io._close_surely(fd)
+            await _close(io, fd)
             raise
     except OSError as exc:
         # Of the caller's path, not of the temporary one.
@@ -238,7 +238,7 @@ async def open_log_file(io: AsyncIoManager, options: LogOptions) -> tuple[LogFil
         file = LogFile(io, options, fd, scanner.header)
         recovery = await _recover(file, scanner, records)
     except BaseException:
-        await io._close_surely(fd)
+        await _close(io, fd)
         raise
     return file, recovery
 
@@ -253,10 +253,10 @@ async def _open_locked(io: AsyncIoManager, options: LogOptions) -> int:
             if await _is_at(io, fd, path):
                 return fd
         except BaseException:
-            await io._close_surely(fd)
+            await _close(io, fd)
             raise
         # It was removed or replaced between opening and locking: what it took would be lost.
-        await io._close_surely(fd)
+        await _close(io, fd)
     raise OSError(errno.ESTALE, "the file is replaced again and again while it is being opened", path)
 
 
@@ -299,6 +299,14 @@ def _lock(fd: int, path: str) -> None:
         raise BlockingIOError(
             exc.errno, "the log is open for appending already, here or in another process", path
         ) from None
+
+
+async def _close(io: AsyncIoManager, fd: int) -> None:
+    """Give the lock back, and close; closing alone does not, where a child of the process has the file, too."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        await io._close_surely(fd)
 
 
 async def _write_header(file: LogFile) -> None:
