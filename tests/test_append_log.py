@@ -622,6 +622,30 @@ async def test_an_append_in_a_scope_that_is_cancelled_already_never_happens(io: 
     assert await contents(path) == []
 
 
+@asyncio_only
+@pytest.mark.parametrize("closing", [False, True])
+async def test_an_append_in_a_cancelled_scope_never_happens_beside_another(
+    io: AsyncIoManager, tmp_path: Path, *, closing: bool
+) -> None:
+    """The cancellation arrives in the next pass of the loop: behind the callback that the other append asked for."""
+    path = tmp_path / "log"
+    got: list[int] = []
+
+    async def append_in_a_cancelled_scope() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            got.append(await log.append(b"never"))
+
+    async with open_append_log(path, io=io) as log:
+        other = asyncio.create_task(log.append(b"other"))
+        await until(lambda: log._is_announced)  # its callback stands in the next pass
+        victim = asyncio.create_task(append_in_a_cancelled_scope())
+        await (asyncio.sleep(0) if closing else asyncio.gather(other, victim))
+    await asyncio.gather(other, victim)
+    assert got == []
+    assert {record for _, record in await contents(path)} == {b"other"}
+
+
 async def test_an_append_in_a_commit_waits_for_it_and_returns_its_offset(io: AsyncIoManager, tmp_path: Path) -> None:
     path = tmp_path / "log"
     offsets: list[int] = []

@@ -132,6 +132,7 @@ class AppendLog:
         "_loop",
         "_lost",
         "_queue",
+        "_staged",
         "_ticking",
         "recovery",
     )
@@ -145,9 +146,11 @@ class AppendLog:
         loop.protect(AppendLog.append, AppendLog.sync, AppendLog.rotate, AppendLog._wait)  # type: ignore[arg-type]
         loop.protect(AppendLog._write, AppendLog._tick, AppendLog._finish)  # type: ignore[arg-type]
         self._bell = loop.doorbell()
-        # What tasks wait for, in the order in which they asked.
+        # What tasks wait for, in the order in which they asked: first staged, and in the queue when every cancellation
+        # that was on its way then has arrived.
+        self._staged: list[Step] = []
         self._queue: deque[Step] = deque()
-        self._is_announced = False  # whether the bell is about to be rung
+        self._is_announced = False  # whether _take_staged() is on its way
         self._is_writing = False  # whether a step is under way
         self._is_closing = False
         # Of EVERY_SECOND: whether a second has passed; and what tells the clock that something is not synced.
@@ -190,7 +193,7 @@ class AppendLog:
 
     def statistics(self) -> LogStatistics:
         """Return a snapshot of the counters."""
-        return self._counters.snapshot(sum(not step.is_dropped for step in self._queue))
+        return self._counters.snapshot(sum(not step.is_dropped for step in (*self._queue, *self._staged)))
 
     # --- what tasks ask for -----------------------------------------------------------------------
 
@@ -247,8 +250,8 @@ class AppendLog:
         self._file.io._task.check()
         if self._is_closing:
             raise anyio.ClosedResourceError("the open_append_log() block of this log has ended")
-        self._queue.append(step)
-        if not self._is_announced and not self._is_writing:
+        self._staged.append(step)
+        if not self._is_writing:
             self._announce()
         cancellation = await sleep(self._loop, step, Step.abort)
         if cancellation is not None:
@@ -259,25 +262,34 @@ class AppendLog:
     # --- the log's own tasks ----------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """Have the queue looked at, as soon as every cancellation that is on its way now has arrived."""
-        self._is_announced = True
-        self._loop.call_behind_cancellations(self._bell.ring)
+        """Have what is staged carried out, as soon as every cancellation that is on its way now has arrived."""
+        if not self._is_announced:
+            self._is_announced = True
+            self._loop.call_behind_cancellations(self._take_staged)
+
+    def _take_staged(self) -> None:
+        self._is_announced = False
+        self._queue += self._staged
+        self._staged.clear()
+        self._bell.ring()
 
     async def _write(self) -> None:
         """Carry out what is asked, a commit at a time, until the log is closed; then finish it."""
         with anyio.CancelScope(shield=True):
             while not self._is_closing:
-                await self._bell.wait()
-                self._is_announced = False
-                if self._queue or self._is_sync_due:
-                    await self._proceed()
-                # Whoever was woken may append again now, and shares the next commit.
-                if self._queue:
-                    self._announce()
+                await self._take_turn()
             try:
                 await self._finish()
             except Exception as exc:  # noqa: BLE001 - raised by the end of the block
                 self._failure = exc
+
+    async def _take_turn(self) -> None:
+        await self._bell.wait()
+        if self._queue or self._is_sync_due:
+            await self._proceed()
+        # Whoever was woken may append again now, and shares the next commit.
+        if self._queue or self._staged:
+            self._announce()
 
     async def _tick(self) -> None:
         """Have the log synced a second after it was first written to since it was last synced."""
@@ -292,8 +304,8 @@ class AppendLog:
     async def _finish(self) -> None:
         """Carry out what is asked for still, give back what was allocated ahead, and close the file."""
         try:
-            while self._queue:
-                await self._proceed()
+            while self._queue or self._staged:
+                await self._take_turn()
             if self._fsync is not FsyncMode.NEVER and self._durable_end < self._end and self._lost is None:
                 await self._commit(Commit(self._end, must_sync=True))
             if self._lost is None:
@@ -303,8 +315,7 @@ class AppendLog:
             elif not self._is_told:
                 raise self._new_error()
         finally:
-            while self._queue:  # a defect ended the loop above; nobody waits for ever
-                step = self._queue.popleft()
+            for step in (*self._queue, *self._staged):  # a defect ended the loop above; nobody waits for ever
                 step.error = OSError(errno.ECANCELED, "the log ended before it could do this", self.path)
                 self._loop.wake(step)
             await self._file.aclose()
