@@ -280,6 +280,20 @@ async def test_symbolic_links_that_lead_nowhere(target: Path, tmp_path: Path, io
     assert _content(target) == b"old"
 
 
+async def test_a_file_without_a_name_is_refused(target: Path, io: AsyncIoManager) -> None:
+    """A link in /proc leads to it, and what the link says is no path."""
+    fd = os.open(target, os.O_RDWR)
+    try:
+        target.unlink()
+        with pytest.raises(OSError, match="no name") as raised:
+            await atomic_write(f"/proc/self/fd/{fd}", b"new", io=io)
+        assert (raised.value.errno, raised.value.filename) == (errno.EINVAL, f"/proc/self/fd/{fd}")
+        assert os.listdir(target.parent) == []
+        assert os.pread(fd, 10, 0) == b"old"
+    finally:
+        os.close(fd)
+
+
 # --- the temporary name -------------------------------------------------------------------------
 
 

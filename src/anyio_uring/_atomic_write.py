@@ -26,6 +26,7 @@ from ._buffers import SupportsBuffer
 from ._core import manager_for
 from ._manager import AsyncIoManager
 from ._path_calls import Path
+from ._statx import FileStatus
 
 # Tries to find a name that is free; of 64 random bits the first one is.
 _NAMES_MAX: Final = 100
@@ -105,8 +106,8 @@ class _Writer:
         try:
             status = await self.io.stat(path, follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode):
-                path = await self.io._loop.run_in_thread(partial(_follow, path), None)
-                status = await self.io.stat(path, follow_symlinks=False)
+                link, path = path, await self.io._loop.run_in_thread(partial(_follow, path), None)
+                status = await self._find(link, path)
         except FileNotFoundError:
             if not os.path.basename(path):
                 # As open() says it of a name that can only be a directory's; of no name at all it says ENOENT.
@@ -117,6 +118,19 @@ class _Writer:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "this is no regular file, and only such can be replaced")
         return path, status.st_mode & _PERMISSIONS
+
+    async def _find(self, link: str, path: str) -> FileStatus:
+        """Return the status of what a link leads to; of a link in ``/proc``, its text is no path if the name is gone."""
+        try:
+            return await self.io.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            await self.io.stat(link)  # most often it leads to nothing, and this says so, too
+        try:
+            return await self.io.stat(path, follow_symlinks=False)  # it was created between the two
+        except FileNotFoundError:
+            raise OSError(
+                errno.EINVAL, "this leads to a file that has no name, and only a name can be replaced"
+            ) from None
 
     async def _write(self, data: memoryview, permissions: int | None) -> None:
         """Write and sync the temporary file; it has no name any more if that fails."""
