@@ -167,7 +167,11 @@ async def test_what_is_no_log_is_refused(io: AsyncIoManager, tmp_path: Path) -> 
     for data, message in (
         (b"x", "no log"),
         (b"something else, and longer than a header would be", "no log"),
-        (bytes(HEADER_SIZE) + b"x", "begins with zeros"),
+        (b"anyiolog of my own, 30 bytes..", "no log"),
+        (b"anyiolog\2", "no log"),
+        (bytes(HEADER_SIZE) + b"x", "no log"),
+        (bytes(HEADER_SIZE + 1), "begins with zeros"),
+        (bytes(1 << 20), "begins with zeros"),
     ):
         path.write_bytes(data)
         with pytest.raises(CorruptLogError, match=message):
@@ -176,6 +180,18 @@ async def test_what_is_no_log_is_refused(io: AsyncIoManager, tmp_path: Path) -> 
             async with open_append_log(path, io=io):
                 raise AssertionError
         assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("data", [b"", b"any", b"anyiolog\1", b"anyiolog\1\0\0\0abcd", bytes(1), bytes(HEADER_SIZE)])
+async def test_what_a_creation_leaves_that_was_cut_short_is_an_empty_log(
+    io: AsyncIoManager, tmp_path: Path, data: bytes
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(data)
+    assert (await _read(io, path))[0] == []
+    async with open_append_log(path, io=io) as log:
+        assert log.recovery.was_created
+        assert log.recovery.bytes_cut == len(data.rstrip(b"\0"))
 
 
 async def test_a_damaged_header_is_refused(io: AsyncIoManager, tmp_path: Path) -> None:

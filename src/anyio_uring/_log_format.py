@@ -95,13 +95,20 @@ def parse_header(data: bytes) -> FileHeader | None:
     """
     Return the header that a file begins with; ``None`` if the file was being created when the system stopped.
 
-    :param data: the file's first bytes, at least ``HEADER_SIZE`` of them unless it is shorter
+    :param data: the file's first bytes, more than ``HEADER_SIZE`` of them unless it is shorter
     :raises InvalidHeaderError: if it is something else's file, or damaged
     """
-    data = data[:HEADER_SIZE]
-    if not data.strip(b"\0") or (len(data) < HEADER_SIZE and _MAGIC.startswith(data[: len(_MAGIC)])):
+    # The header is durable before anything is behind it: a creation leaves a part of it, or as many zeros at most.
+    if not data.strip(b"\0"):
+        if len(data) > HEADER_SIZE:
+            raise InvalidHeaderError(
+                "this is no log: it begins with zeros, more than a creation that was cut short leaves"
+            )
         return None
-    if not data.startswith(_MAGIC):
+    known = _MAGIC + _VERSION.to_bytes(4, "little")
+    if len(data) < HEADER_SIZE and known.startswith(data[: len(known)]):
+        return None
+    if len(data) < HEADER_SIZE or not data.startswith(_MAGIC):
         raise InvalidHeaderError("this is no log: it does not begin as one")
     _, version, mark, salt, base, record_length_max = _HEADER.unpack_from(data)
     (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)

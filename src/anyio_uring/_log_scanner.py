@@ -53,7 +53,7 @@ class LogScanner:
 
         :raises CorruptLogError: if the file is no log, or its header is damaged
         """
-        data = await self._io.read(self._fd, HEADER_SIZE, 0)
+        data = await self._io.read(self._fd, HEADER_SIZE + 1, 0)
         try:
             self.header = parse_header(data)
         except InvalidHeaderError as exc:
@@ -61,9 +61,7 @@ class LogScanner:
         if self.header is not None:
             self.end = self.header.first
             return
-        self.bytes_torn = await self._length_without_zeros(0)
-        if len(data) == HEADER_SIZE and self.bytes_torn:
-            raise CorruptLogError("this is no log: it begins with zeros and goes on with something else", self._path, 0)
+        self.bytes_torn = len(data.rstrip(b"\0"))
         if data:
             self.torn = "its creation was cut short"
 
