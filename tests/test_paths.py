@@ -267,6 +267,21 @@ async def test_a_status_fails_as_in_os(io: AsyncIoManager, place: Path, name: st
 
 
 @pytest.mark.anyio
+async def test_the_type_in_a_mode_says_nothing(io: AsyncIoManager, place: Path) -> None:
+    """As in os: st_mode of another file can be given as it is."""
+    for name, ours in (("model", False), ("ours", True)):
+        file, directory = place / f"{name} file", place / f"{name} directory"
+        flags = os.O_RDWR | os.O_CREAT
+        os.close(await io.open(file, flags, 0o100640) if ours else os.open(file, flags, 0o100640))
+        if ours:
+            await io.mkdir(directory, 0o40750)
+        else:
+            os.mkdir(directory, 0o40750)
+    for kind in ("file", "directory"):
+        assert (place / f"ours {kind}").stat().st_mode == (place / f"model {kind}").stat().st_mode
+
+
+@pytest.mark.anyio
 async def test_a_descriptor_is_open_until_it_is_closed(io: AsyncIoManager, place: Path) -> None:
     fd = await io.open(place / "new", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
     umask = os.umask(0)

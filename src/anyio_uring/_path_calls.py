@@ -79,10 +79,15 @@ def names(paths: Iterable[Path]) -> list[Name]:
     return checked
 
 
+def _mode(mode: int) -> int:
+    """Return the permissions of a mode, which may be a ``st_mode``: the type in that says nothing, as in ``os``."""
+    return _int("mode", mode, 0, 2**31 - 1) & 0o7777
+
+
 def open_file(path: Path, flags: int, mode: int, dir_fd: int | None, *, direct: bool) -> Call:
     given, name = _path(path)
     flags = _int("flags", flags, -(2**31), 2**31 - 1) | os.O_CLOEXEC
-    mode = _int("mode", mode, 0, 0o7777)
+    mode = _mode(mode)
     if direct:
         if not _O_DIRECT:
             raise OSError(errno.EOPNOTSUPP, "this system has no O_DIRECT: open without direct=True", given)
@@ -166,7 +171,7 @@ def rmdir(path: Path, dir_fd: int | None) -> Call:
 
 def mkdir(path: Path, mode: int, dir_fd: int | None) -> Call:
     given, name = _path(path)
-    mode = _int("mode", mode, 0, 0o7777)
+    mode = _mode(mode)
     run = _done(os.mkdir, name[:-1], mode, dir_fd=dir_fd)
     return Call(Opcode.MKDIRAT, _directory(dir_fd), run, name, length=mode, names=(given,))
 
