@@ -726,15 +726,6 @@ async def test_a_positional_write_where_decoding_cannot_begin(manager: AsyncIoMa
         assert await file.read() == letters + "again"
 
 
-async def test_positional_verbs_of_a_pipe(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
-    """It has no offsets, and takes bytes as they come."""
-    async with await open_file(pipe[1], "w", closefd=False) as sink:
-        await sink.write("one ")
-        assert await sink.pwrite(b"two", 100) == 3
-        async with await open_file(pipe[0], "r", closefd=False) as source:
-            assert await source.pread(100, 50) == b"one two"
-
-
 # --- errors at writing --------------------------------------------------------------------------
 
 

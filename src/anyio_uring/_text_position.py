@@ -1,4 +1,4 @@
-"""Positions in text: a byte offset, and what it takes to decode from there; packed much as ``io.TextIOWrapper`` does.
+"""Positions in text: a byte offset, and what it takes to decode from there; packed as ``io.TextIOWrapper`` packs it.
 
 It knows incremental decoders and bytes; it knows no file.
 """
@@ -9,10 +9,12 @@ from typing import Any, Final
 
 import attrs
 
-# Bits of each field but the last: a decoder's flags, which may have any number of them.  Those of the stateful Asian
-# encodings have 64, to which the newline decoder adds one; the built-in file has room for 32.
+# Bits of each field, as the C implementation has them.  A decoder's flags may have more: those of the stateful Asian
+# encodings have 64, to which the newline decoder adds one.  The rest of them comes last, where the built-in file
+# has no room.
 _OFFSET_BITS: Final = 64
 _FIELD_BITS: Final = 32
+_FIELD_MASK: Final = (1 << _FIELD_BITS) - 1
 # Below it, bytes are decoded one by one: finding out by halves costs more.
 _BYTES_ONE_BY_ONE: Final = 16
 
@@ -37,15 +39,16 @@ class TextPosition:
 
     def pack(self) -> int:
         """Return it as the number that ``tell()`` gives."""
-        rest = (self.bytes_to_feed, self.chars_to_skip, int(self.needs_end), self.flags)
+        flags, more_flags = self.flags & _FIELD_MASK, self.flags >> _FIELD_BITS
+        rest = (flags, self.bytes_to_feed, self.chars_to_skip, int(self.needs_end), more_flags)
         return self.offset + sum(part << _OFFSET_BITS + i * _FIELD_BITS for i, part in enumerate(rest))
 
     @classmethod
     def unpack(cls, cookie: int) -> TextPosition:
         """Undo :meth:`pack`."""
-        mask = (1 << _FIELD_BITS) - 1
-        bytes_to_feed, chars_to_skip, needs_end = (cookie >> _OFFSET_BITS + i * _FIELD_BITS & mask for i in range(3))
-        flags = cookie >> _OFFSET_BITS + 3 * _FIELD_BITS
+        fields = [cookie >> _OFFSET_BITS + i * _FIELD_BITS & _FIELD_MASK for i in range(4)]
+        flags, bytes_to_feed, chars_to_skip, needs_end = fields
+        flags |= cookie >> _OFFSET_BITS + 4 * _FIELD_BITS << _FIELD_BITS
         return cls(cookie & (1 << _OFFSET_BITS) - 1, flags, bytes_to_feed, chars_to_skip, bool(needs_end))
 
 
