@@ -55,6 +55,48 @@ def test_a_crash_in_a_thread_reaches_who_waits_and_who_comes_later(backend: str,
     assert said == ["RuntimeError('a bug')"] * 2 + ["at the end RuntimeError('a bug')"]
 
 
+REGISTERED = """
+import os, sys, anyio
+from anyio_uring import open_uring
+from anyio_uring._fallback import ThreadDriver
+from anyio_uring._ring import UringDriver
+backend, driver = sys.argv[1:]
+turn = (UringDriver if driver == "uring" else ThreadDriver).turn
+def bug(*_):
+    raise RuntimeError("a bug")
+async def main():
+    read_end, write_end = os.pipe()
+    numbers = []
+    try:
+        async with open_uring(driver=driver) as io, io.register_files([read_end]) as files:
+            numbers.append(files[0].fileno())
+            async with anyio.create_task_group() as tasks:
+                async def read():
+                    try:
+                        await io.read(files[0], 1, -1)
+                    except anyio.BrokenResourceError:
+                        print("broken")
+                tasks.start_soon(read)
+                while io.statistics().in_flight == 0:
+                    await anyio.lowlevel.checkpoint()
+                type(io._driver).turn = bug
+                tasks.start_soon(read)
+    except anyio.BrokenResourceError:
+        os.fstat(numbers[0])
+        print("still open")
+anyio.run(main, backend=backend)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@BACKENDS
+@pytest.mark.parametrize("driver", [pytest.param("uring", marks=pytest.mark.ring), "threads"])
+def test_behind_a_crash_registered_files_stay_open(backend: str, driver: str) -> None:
+    """An operation may be in flight whose completion nobody will see: its descriptor must not come to mean another file."""
+    assert run(REGISTERED, backend, driver).split("\n") == ["broken", "broken", "still open", ""]
+
+
 @pytest.mark.anyio
 async def test_where_no_thread_can_wait_for_a_descriptor(
     monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
