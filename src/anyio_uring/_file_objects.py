@@ -13,7 +13,7 @@ def raw_of(file: Any) -> io.FileIO:
     """
     Return the raw file of one that is nothing but a descriptor and perhaps a buffer.
 
-    :raises TypeError: if it is text, or its bytes are not the descriptor's, as those of :class:`gzip.GzipFile`
+    :raises TypeError: if it is text, or its bytes are not the descriptor's, as those of ``gzip.GzipFile``
     """
     inner = getattr(file, "file", file)  # what tempfile.NamedTemporaryFile() gives is a wrapper
     raw = getattr(inner, "raw", inner)

@@ -45,7 +45,7 @@ class FakeRing:
     one with the same seed, as far as the order of the program's own steps is the same.  Not of the seed are: the order
     in which trio runs tasks (inside tests of Hypothesis it is fixed), and that in which asyncio tells the tasks of a
     group of their cancellation; the clock, by which lost cancel requests come again (20 ms), ``checkpoint="budget"``
-    is spent and programs' own deadlines expire; worker threads, where the library needs them (:func:`copy`, say);
+    is spent and programs' own deadlines expire; worker threads, where the library needs them (:func:`anyio_uring.copy_file`, say);
     and the other ends of pipes and sockets.
 
     ``sqpoll``, ``restrict`` and registered memory and files mean as little to it as to threads.  Linux only.
@@ -93,7 +93,7 @@ class FakeRing:
         """
         Have the next operations of a kind fail, whatever :attr:`faults` say.
 
-        A read or write with :attr:`RwFlags.NOWAIT` is no operation of the kernel, and does not count.
+        A read or write with :attr:`anyio_uring.RwFlags.NOWAIT` is no operation of the kernel, and does not count.
 
         :param operation: the kernel's name of it: ``"read"``, ``"write"``, ``"readv"``, ``"writev"``, ``"fsync"``
             (also of ``fdatasync()``), ``"openat"``, ``"close"``, ``"statx"``, ``"renameat"`` ...
@@ -109,7 +109,7 @@ class FakeRing:
         """
         Have the next operations of a kind not end before they are cancelled, or :meth:`release` is called.
 
-        Of what no cancellation reaches (an append log's commit, what :func:`atomic_write` tidies up), the latter only.
+        Of what no cancellation reaches (an append log's commit, what :func:`anyio_uring.atomic_write` tidies up), the latter only.
 
         :raises ValueError: as :meth:`fail_next` does, and at ``"close"``, which no cancellation ever reaches
         """
