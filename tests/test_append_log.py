@@ -29,6 +29,7 @@ from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE
 
 from .helpers import asyncio_only, every_loop, until
 from .log_helpers import Appends, contents, watch
+from .programs import run
 
 anyio_backend = every_loop
 
@@ -381,6 +382,36 @@ async def test_a_closed_log_is_not_locked_by_a_child(io: AsyncIoManager, tmp_pat
     finally:
         for fd in kept:
             os.close(fd)
+
+
+FORKED = """
+import os, sys, anyio
+from anyio_uring import open_append_log, open_uring
+backend, driver, path = sys.argv[1:]
+async def main():
+    async with open_uring(driver=driver) as io, open_append_log(path, io=io) as log:
+        await log.append(b"the parent's")
+        if not (child := os.fork()):
+            try:
+                log._file.aclose().send(None)  # no event loop goes on in a child
+            except StopIteration:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0) == (child, 0)
+        try:
+            async with open_append_log(path, io=io):
+                print("a second writer was let in")
+        except BlockingIOError:
+            print("locked still")
+        await log.append(b"the parent's, too")
+anyio.run(main, backend=backend)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_forked_child_that_closes_a_log_leaves_the_lock(backend: str, driver: Any, tmp_path: Path) -> None:
+    """C12: it is its parent's."""
+    assert run(FORKED, backend, driver, tmp_path / "log") == "locked still\n"
 
 
 async def test_a_file_that_is_removed_again_and_again_is_an_error(

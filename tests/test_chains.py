@@ -211,6 +211,26 @@ async def _write_and_sync(script: list[list[int]], *, depth: int = 8) -> tuple[A
 WRITE, FSYNC = Opcode.WRITE, Opcode.FSYNC
 
 
+@pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["", "append"])
+async def test_write_and_sync_is_one_submission(io: AsyncIoManager, path: Path, flags: int) -> None:
+    """Also of an append, whose place the kernel chooses."""
+    path.touch()
+    fd = os.open(path, os.O_WRONLY | flags)
+    driver: Any = io._driver
+    lengths: list[int] = []
+    prepare = driver.prepare
+
+    def spy(user_data: int, requests: Any) -> Any:
+        lengths.append(len(requests))
+        return prepare(user_data, requests)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(driver), "prepare", lambda _, user_data, requests: spy(user_data, requests))
+        assert await io.write_and_sync(fd, b"content", -1 if flags else 0) == 7
+    os.close(fd)
+    assert lengths == [2]
+
+
 @pytest.mark.parametrize(
     ("answers", "outcome", "asked"),
     [

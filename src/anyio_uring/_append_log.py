@@ -93,7 +93,7 @@ def open_append_log(
     length_max = 16 << 20 if record_length_max is None else record_length_max
     if not 0 < length_max <= RECORD_LENGTH_MAX:
         raise ValueError(f"record_length_max must be between 1 and {RECORD_LENGTH_MAX} bytes, not {length_max}")
-    return _Opening(io, fsync, LogOptions(os.fspath(path), preallocate, length_max, mode))
+    return _Opening(io, fsync, LogOptions(os.fsdecode(path), preallocate, length_max, mode))
 
 
 class AppendLog:
@@ -244,7 +244,7 @@ class AppendLog:
 
         Cancelled while it waits for its turn, it does not happen.
         """
-        await self._wait(Step(rotate_to=os.fspath(new_path)))
+        await self._wait(Step(rotate_to=os.fsdecode(new_path)))
 
     async def _wait(self, step: Step) -> None:
         self._file.io._task.check()

@@ -302,9 +302,14 @@ def _lock(fd: int, path: str) -> None:
 
 
 async def _close(io: AsyncIoManager, fd: int) -> None:
-    """Give the lock back, and close; closing alone does not, where a child of the process has the file, too."""
+    """
+    Give the lock back, and close; closing alone does not, where a child of the process has the file, too.
+
+    The child itself, if it leaves the block that it has inherited, leaves the lock to its parent (C12).
+    """
     try:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        if not io._is_forked():
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         await io._close_surely(fd)
 

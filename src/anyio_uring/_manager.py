@@ -381,8 +381,9 @@ class AsyncIoManager:
         if self._is_polled:
             check_polled((sync,))  # before anything is written
         request = _arguments.write_request(fd, data, offset)
-        # At the file position the rest of a short write would go where the first part went.
-        if request.is_long or self.features.depth == 1 or request.offset < 0:
+        # At the file position the rest of a short write would go where the first part went; appended, behind it.
+        at_position = request.offset < 0 and (is_direct(request.fd) or not _direct.appends(request.fd, 0))
+        if request.is_long or self.features.depth == 1 or at_position:
             count = await self._performer.write_all(request)
             await self._performer.transfer(sync)
             return count
@@ -670,7 +671,10 @@ class AsyncIoManager:
 
     async def _close_surely(self, fd: int) -> None:
         """Close what a function of several steps has opened, also if the manager's block has ended meanwhile."""
-        await self._performer.surely(_path_calls.close(fd))
+        if self._is_forked():
+            os.close(fd)  # a copy of the parent's; the threads that could do it are the parent's, too (C12)
+        else:
+            await self._performer.surely(_path_calls.close(fd))
 
     async def stat(
         self, path: Path | FileDescriptor, *, dir_fd: int | None = None, follow_symlinks: bool = True
