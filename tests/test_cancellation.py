@@ -1184,6 +1184,29 @@ async def test_a_native_cancellation_beside_a_scopes_ends_the_task(
 
 
 @asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before it nobody counts cancellations")
+async def test_a_native_cancellation_behind_a_scope_that_was_left(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+    """It comes once more, and not as the scope's: the next task group would take it for its own."""
+
+    async def work() -> None:
+        with scope:
+            await _certain_read(io, pipe[0])
+        async with anyio.create_task_group():
+            await asyncio.sleep(3600)
+
+    scope = anyio.CancelScope()
+    task = asyncio.create_task(work())
+    await in_flight(io, 1)
+    for cancel in (scope.cancel, task.cancel):
+        cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+    os.write(pipe[1], b"x")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@asyncio_only
 @pytest.mark.parametrize("how", ["timeout", "scope"])
 async def test_a_cancellation_that_was_withdrawn_does_not_strike_again(
     io: AsyncIoManager, pipe: tuple[int, int], how: str

@@ -405,7 +405,7 @@ class _AsyncioLoop:
                     try:
                         await sleeper.waiter
                     except asyncio.CancelledError as exc:
-                        cancellation.also(exc, is_counted=hasattr(scope, _COUNTS))
+                        cancellation.also(exc, scope)
         return cancellation
 
     async def run_in_thread(
@@ -467,29 +467,34 @@ class _Job(Generic[ResultT]):
 
 
 class _AsyncioCancellation:
-    __slots__ = ("_cancelled", "_forgotten", "_loop", "_requests")
+    __slots__ = ("_cancelled", "_forgotten", "_loop", "_native", "_requests", "_scope")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancelled: asyncio.CancelledError, before: int) -> None:
         self._loop = loop
         self._cancelled = cancelled
         self._forgotten: asyncio.CancelledError | None = None
+        # Of a native one that came behind anyio's: itself, and the scope that was cancelled.
+        self._native: asyncio.CancelledError | None = None
+        self._scope: Any = None
         # So many requests, or more, and at least one of those that came since is there still.
         self._requests = min(before + 1, _count_requests(asyncio.current_task()))
 
-    def also(self, cancelled: asyncio.CancelledError, *, is_counted: bool) -> None:
+    def also(self, cancelled: asyncio.CancelledError, within: anyio.CancelScope) -> None:
         """
         Take note of a further one. The first one is raised, as any other await raises it.
 
         Whoever asked for it takes it, and finds the others in the number of requests: a native one in its place
         would be nobody's, if an ``asyncio.timeout()`` inside of a cancelled scope had asked for it.
 
-        :param is_counted: whether scopes look at that number
+        :param within: the scope of the wait, inside of all others
         """
         if not _is_native(cancelled) or _is_native(self._cancelled):
             return
         if sys.version_info < (3, 11):
             self._cancelled = cancelled  # nobody counts, and anyio repeats its own by itself
-        elif not is_counted:
+            return
+        self._native, self._scope = cancelled, _cancelled_around(within)
+        if not hasattr(within, _COUNTS):
             self._forgotten = cancelled
 
     def deliver(self) -> NoReturn:
@@ -500,7 +505,7 @@ class _AsyncioCancellation:
             raise cancelled
         finally:
             # The traceback knows this frame and this object: without this, a cycle that keeps buffers pinned.
-            del cancelled, self._cancelled, self._forgotten
+            del cancelled, self._cancelled, self._forgotten, self._native, self._scope
 
     def keep(self) -> None:
         # One that came together with anyio's has arrived as anyio's: the number of requests tells of it.
@@ -510,7 +515,16 @@ class _AsyncioCancellation:
     def _ask_again(self, cancelled: asyncio.CancelledError) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._loop.call_soon(_cancel_again, task, self._requests, cancelled.args)
+        self._loop.call_soon(self._cancel_again, task, cancelled)
+
+    def _cancel_again(self, task: asyncio.Task[Any], cancelled: asyncio.CancelledError) -> None:
+        if _count_requests(task) < self._requests:
+            return  # withdrawn meanwhile
+        if self._native is not None and not getattr(self._scope, "_active", True):
+            cancelled = self._native  # the scope was left: another one would take what bears its mark for its own
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        task.cancel(*cancelled.args)
 
 
 def _count_requests(task: asyncio.Task[Any] | None) -> int:
@@ -518,12 +532,11 @@ def _count_requests(task: asyncio.Task[Any] | None) -> int:
     return task.cancelling() if task is not None and sys.version_info >= (3, 11) else 0
 
 
-def _cancel_again(task: asyncio.Task[Any], requests: int, message: tuple[Any, ...]) -> None:
-    if _count_requests(task) < requests:
-        return  # withdrawn meanwhile
-    if sys.version_info >= (3, 11):
-        task.uncancel()
-    task.cancel(*message)
+def _cancelled_around(scope: Any) -> Any:
+    """Return the innermost of the scopes around this one that is cancelled."""
+    while (scope := getattr(scope, "_parent_scope", None)) is not None and not scope.cancel_called:
+        pass
+    return scope
 
 
 class _AsyncioDoorbell:
