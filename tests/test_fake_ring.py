@@ -710,3 +710,13 @@ async def test_a_sync_that_fails_is_not_asked_again(fd: int, seed: int, code: in
             await io.write_and_sync(fd, b"x", 0)
         ring.fail_next("write", code)
         assert await io.write_and_sync(fd, b"x", 0) == 1
+
+
+@pytest.mark.anyio
+async def test_many_files_are_read(tmp_path: Path, seed: int) -> None:
+    paths = [tmp_path / str(number) for number in range(100)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    async with open_uring(driver=FakeRing(seed)) as io:
+        assert await io.read_files(paths) == [path.name.encode() for path in paths]
+        assert [status.st_size for status in await io.stat_batch(paths)] == [len(path.name) for path in paths]

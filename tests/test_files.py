@@ -948,7 +948,8 @@ async def test_a_budget_is_spent_by_what_is_in_the_buffer_too(path: Path, driver
         parts = [await file.read(1) for _ in range(3000)]
         done.set()
         assert b"".join(parts) == content[:3000]
-        assert 1 < turns < 3000
+        # Before Python 3.11 a task of asyncio's cannot know whether it is being cancelled: there it lets others run always.
+        assert 1 < turns < 3000 or sys.version_info < (3, 11)
         with anyio.CancelScope() as scope:
             scope.cancel()
             await file.read(1)

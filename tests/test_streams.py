@@ -11,6 +11,7 @@ import lzma
 import os
 import random
 import resource
+import socket
 import tempfile
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +23,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.file import FileReadStream, FileStreamAttribute, FileWriteStream
 from anyio.streams.text import TextReceiveStream
 
-from anyio_uring import AsyncIoManager, UringFileReadStream, UringFileWriteStream, _streams, open_uring
+from anyio_uring import AsyncIoManager, UringFileReadStream, UringFileWriteStream, _streams, open_uring, wrap_file
 
 from .faulty_disk import FaultyDisk
 from .helpers import asyncio_only, in_flight, until
@@ -562,3 +563,17 @@ async def test_a_native_cancellation_of_a_close_that_waits_for_another_task(io: 
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert stream._file.file.closed
+
+
+@pytest.mark.anyio
+async def test_unbuffered_files_of_a_socket(io: AsyncIoManager) -> None:
+    """Their bytes are their descriptor's."""
+    one, other = socket.socketpair()
+    out: Any = one.makefile("wb", buffering=0)
+    into: Any = other.makefile("rb", buffering=0)
+    with one, other, out, into:
+        await UringFileWriteStream(out, io=io).send(b"content")
+        assert await UringFileReadStream(into, io=io).receive(7) == b"content"
+        one.sendall(b"more")
+        async with wrap_file(into, io=io) as file:
+            assert await file.read(4) == b"more"

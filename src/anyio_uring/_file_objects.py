@@ -6,10 +6,11 @@ It knows :mod:`io`; it knows no manager.
 from __future__ import annotations
 
 import io
+from socket import SocketIO
 from typing import Any
 
 
-def raw_of(file: Any) -> io.FileIO:
+def raw_of(file: Any) -> Any:
     """
     Return the raw file of one that is nothing but a descriptor and perhaps a buffer.
 
@@ -17,7 +18,7 @@ def raw_of(file: Any) -> io.FileIO:
     """
     inner = getattr(file, "file", file)  # what tempfile.NamedTemporaryFile() gives is a wrapper
     raw = getattr(inner, "raw", inner)
-    if not isinstance(raw, io.FileIO):
+    if not isinstance(raw, (io.FileIO, SocketIO)):
         raise TypeError(f"file must be one that open() gives in binary mode, not {type(inner).__name__}")
     return raw
 

@@ -156,7 +156,7 @@ def wrap_file(
     :param limiter: as :func:`open_file` has it
     :param io: as :func:`open_file` has it
     :return: the file; without a buffer if the other one is raw (:class:`io.RawIOBase`)
-    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of ``tempfile`` are): what is
+    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of ``tempfile`` are, and of sockets): what is
         read of a ``gzip.GzipFile`` is not what its descriptor has
     :raises ValueError: if it is closed, or buffers what it reads of something that has no positions: what is in that
         buffer cannot be had; wrap its ``raw``, before anything is read

@@ -328,6 +328,8 @@ def is_direct(fd: int) -> bool:
 
 
 def _is_pipe(fd: int) -> bool:
+    if not hasattr(fcntl, "F_GETPIPE_SZ"):  # pragma: no cover - not Linux
+        return file_type(fd) == stat.S_IFIFO
     try:
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) > 0
     except OSError:

@@ -54,7 +54,7 @@ class UringFileReadStream(ByteReceiveStream):
         own is of no concern unless the file object is used beside it.
         What waits in its buffer to be written is written here and now, blocking
     :param io: the manager that reads; ``None``: the innermost open one
-    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of ``tempfile`` are)
+    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of ``tempfile`` are, and of sockets)
     :raises ValueError: if it is closed, has no descriptor or is not open for reading; or if it buffers what it reads of
         something that has no positions: give its ``raw`` instead, before anything is read
 
@@ -178,7 +178,7 @@ class UringFileWriteStream(ByteSendStream):
         it must have a descriptor.  Writing begins at its position (at the end of the file, if it is open for
         appending), behind what the file object has buffered
     :param io: the manager that writes; ``None``: the innermost open one
-    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of ``tempfile`` are)
+    :raises TypeError: if it is none that :func:`open` gives in binary mode (those of ``tempfile`` are, and of sockets)
     :raises ValueError: if it is closed, has no descriptor or is not open for writing
 
     Nothing is buffered: when :meth:`send` returns, the kernel has every byte of the item.  (It is not durable

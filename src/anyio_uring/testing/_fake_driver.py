@@ -454,7 +454,7 @@ def _check_open(request: AnyRequest) -> None:
 
     :raises ValueError: at a FIFO, unless its flags say that it does not wait
     """
-    if not isinstance(request, Call) or request.opcode is not Opcode.OPENAT or _never_waits(request.op_flags):
+    if not isinstance(request, Call) or not request.opens or _never_waits(request.op_flags):
         return
     assert isinstance(request.first, bytes)
     try:
