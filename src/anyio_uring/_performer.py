@@ -311,7 +311,10 @@ class Performer:
             while True:
                 rest = request.rest(done) if done else request
                 try:
+                    position = self._position_of(rest)
                     written, synced = await self._task.perform((rest, sync), is_chain=True)
+                    if position is not None:
+                        _move_behind(rest, position, written)
                     size = rest.size
                     error = self.error(written, rest) if written < 0 else None
                 finally:
