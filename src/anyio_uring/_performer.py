@@ -138,17 +138,26 @@ class Performer:
             return await self._transfer_at_position(request)
         if request.is_long:
             return await self._transfer_parts(request)
-        res = await self._perform_one(request)
+        (res,) = await self._perform((request,))
         if res < 0:
             raise self.error(res, request)
         return res
 
-    async def _perform_one(self, request: Request) -> int:
-        position = self._position_of(request)
-        (res,) = await (self._perform_now((request,)) if _is_nowait(request) else self._task.perform((request,)))
-        if position is not None:
-            _move_behind(request, position, res)
-        return res
+    async def _perform(self, requests: Sequence[Request], *, is_chain: bool = False) -> list[int]:
+        """Perform reads, writes and syncs, in this thread if they must not wait; the file position moves with writes."""
+        written = [
+            (i, request, position)
+            for i, request in enumerate(requests)
+            if request.offset < 0 and (position := self._position_of(request)) is not None
+        ]
+        if requests and requests[0].op_flags & NOWAIT:
+            results = await self._perform_now(requests)
+        else:
+            results = await self._task.perform(requests, is_chain=is_chain)
+        for i, request, position in written:
+            if 0 <= results[i] < request.size:
+                _move(request, position, results[i])
+        return results
 
     def _position_of(self, request: Request) -> int | None:
         """
@@ -157,7 +166,7 @@ class Performer:
         Seen on Linux 6.18, with RLIMIT_FSIZE and a full disk: the kernel tries the rest by itself, and forgets the
         position when that fails; what is written next would overwrite what was.
         """
-        if request.offset >= 0 or request.opcode not in WRITES or self._driver.name != "uring":
+        if request.opcode not in WRITES or self._driver.name != "uring":
             return None
         try:
             return os.lseek(request.fd, 0, os.SEEK_CUR)
@@ -208,7 +217,7 @@ class Performer:
         for part in request.rest(done).parts() if done else request.parts():
             try:
                 moved = attrs.evolve(part, offset=request.advanced(done), origin=part)
-                res = await self._perform_one(moved)
+                (res,) = await self._perform((moved,))
                 size = part.size
                 error = None if res >= 0 or done else self.error(res, moved)
             finally:
@@ -269,14 +278,8 @@ class Performer:
         """Perform many requests as one operation: for each its count or its error. Callers' memory is released."""
         first_parts = [next(r.parts()) if r.is_long else r for r in requests]
         try:
-            perform = self._perform_now if requests and _is_nowait(requests[0]) else self._task.perform
-            positions = [*map(self._position_of, first_parts)]
             results: list[int | OSError] = []
-            counts = await perform(first_parts)
-            for part, position, res in zip(first_parts, positions, counts):
-                if position is not None:
-                    _move_behind(part, position, res)
-            for request, res in zip(requests, counts):
+            for request, res in zip(requests, await self._perform(first_parts)):
                 if res == TRANSFER_MAX and request.is_long:
                     results.append(await self._transfer_parts(request, res))
                 else:
@@ -311,10 +314,7 @@ class Performer:
             while True:
                 rest = request.rest(done) if done else request
                 try:
-                    position = self._position_of(rest)
-                    written, synced = await self._task.perform((rest, sync), is_chain=True)
-                    if position is not None:
-                        _move_behind(rest, position, written)
+                    written, synced = await self._perform((rest, sync), is_chain=True)
                     size = rest.size
                     error = self.error(written, rest) if written < 0 else None
                 finally:
@@ -345,16 +345,6 @@ class Performer:
             return misaligned
         is_polled = self._driver.name != "uring" or "IOPOLL" in self._driver.features.setup_flags
         return _flags.refusal(res, request.op_flags, plain.filename, is_polled=is_polled) or plain
-
-
-def _is_nowait(request: Request) -> bool:
-    return bool(request.op_flags & NOWAIT)
-
-
-def _move_behind(request: Request, position: int, res: int) -> None:
-    """Move the file position behind what was written, if that is less than was asked."""
-    if 0 <= res < request.size:
-        _move(request, position, res)
 
 
 def _move(request: Request, position: int, count: int) -> None:
