@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -221,6 +223,24 @@ async def scripted(depth: int = 8) -> AsyncIterator[tuple[ScriptedDriver, Comple
                     except anyio.BrokenResourceError:
                         driver.close()
                 closing.cancel_scope.cancel()
+
+
+def shown_on_a_terminal(command: Sequence[Any], cwd: Path | None = None, **variables: str) -> tuple[int, str]:
+    """Run a command on a terminal that has colours; return its exit status, and what it has shown."""
+    ours, theirs = open_terminal()
+    environment = {**os.environ, "TERM": "xterm-256color", **variables}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=cwd, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while more := os.read(ours, 65536):
+                shown += more
+        except OSError as exc:
+            if exc.errno != errno.EIO:  # which is how a terminal ends
+                raise
+        os.close(ours)
+        return process.wait(timeout=30), shown.decode()
 
 
 def open_terminal() -> tuple[int, int]:

@@ -1059,6 +1059,17 @@ def _certain_read(io: AsyncIoManager, fd: int) -> Any:
     return io._task.perform((Request(Opcode.READ, fd, bytearray(1), -1),), is_certain=True)
 
 
+async def _strike(write_end: int, *cancels: Callable[[], Any], passes: int = 3) -> None:
+    """Cancel while that read waits, with so many passes of the loop between; then let it have its result."""
+    for cancel in cancels:
+        cancel()
+        for _ in range(passes):
+            await asyncio.sleep(0)
+    for _ in range(3 - passes):
+        await asyncio.sleep(0)
+    os.write(write_end, b"x")
+
+
 @asynccontextmanager
 async def _expiring(kind: str, expire: list[Callable[[], Any]]) -> AsyncIterator[None]:
     """A block that ends when it is told to, by a timeout of asyncio's or a scope of anyio's."""
@@ -1087,13 +1098,7 @@ async def test_the_outer_of_two_cancellations_strikes_when_the_inner_is_withdraw
     expire: list[Callable[[], Any]] = []
     task = asyncio.create_task(work())
     await in_flight(io, 1)
-    expire[1]()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    expire[0]()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    os.write(pipe[1], b"x")
+    await _strike(pipe[1], expire[1], expire[0])
     with pytest.raises(TimeoutError):
         await task
 
@@ -1113,12 +1118,9 @@ async def test_a_native_cancellation_in_the_pass_of_a_scopes(
 
     scope = anyio.CancelScope()
     task = asyncio.create_task(work())
+    cancels = (scope.cancel, task.cancel) if first == "scope" else (task.cancel, scope.cancel)
     await in_flight(io, 1)
-    for cancel in (scope.cancel, task.cancel) if first == "scope" else (task.cancel, scope.cancel):
-        cancel()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    os.write(pipe[1], b"x")
+    await _strike(pipe[1], *cancels, passes=0)
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -1197,11 +1199,7 @@ async def test_a_native_cancellation_behind_a_scope_that_was_left(io: AsyncIoMan
     scope = anyio.CancelScope()
     task = asyncio.create_task(work())
     await in_flight(io, 1)
-    for cancel in (scope.cancel, task.cancel):
-        cancel()
-        for _ in range(3):
-            await asyncio.sleep(0)
-    os.write(pipe[1], b"x")
+    await _strike(pipe[1], scope.cancel, task.cancel)
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -1224,10 +1222,7 @@ async def test_a_cancellation_that_was_withdrawn_does_not_strike_again(
     expire: list[Callable[[], Any]] = []
     task = asyncio.create_task(work())
     await in_flight(io, 1)
-    expire[0]()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    os.write(pipe[1], b"x")
+    await _strike(pipe[1], expire[0])
     assert await task == "went on"
 
 

@@ -19,7 +19,7 @@ from anyio_uring import AsyncIoManager, _copy_tree, copy_file, copy_tree
 from anyio_uring.__main__ import main
 
 from .faulty_disk import FaultyDisk
-from .helpers import asyncio_only, open_terminal
+from .helpers import asyncio_only, shown_on_a_terminal
 
 
 def _contents(root: Path) -> dict[str, Any]:
@@ -317,25 +317,12 @@ def test_ctrl_c_leaves_no_part_of_a_copy(tmp_path: Path, existing: bytes | None)
 
 @pytest.mark.parametrize("recursive", [False, True], ids=["file", "tree"])
 def test_a_terminal_sees_a_bar(source: Path, target: Path, recursive: bool) -> None:
-    ours, theirs = open_terminal()
     what = source if recursive else source / "a/b/c/deep"
     command: list[Any] = [sys.executable, "-m", "anyio_uring", "cp", "-r", what, target]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                more = os.read(ours, 4096)
-            except OSError:  # EIO: nobody has the terminal open any more
-                break
-            if not more:
-                break
-            shown += more
-        assert process.wait(timeout=30) == 0
-    os.close(ours)
-    assert b"copying" in shown
-    assert "━".encode() in shown
+    status, shown = shown_on_a_terminal(command, COLUMNS="120")
+    assert status == 0
+    assert "copying" in shown
+    assert "━" in shown
     assert target.exists()
 
 

@@ -24,7 +24,7 @@ from anyio_uring._options import DriverChoice
 from anyio_uring.testing import FakeRing, Faults
 
 from . import denied
-from .helpers import open_terminal
+from .helpers import shown_on_a_terminal
 
 
 @pytest.fixture
@@ -454,21 +454,9 @@ sys.meta_path.insert(0, Finder())
 
 def test_a_terminal_has_a_bar(root: Path, tmp_path: Path) -> None:
     (root / "file").write_bytes(bytes(10_240))
-    ours, theirs = open_terminal()
     command = [sys.executable, "-m", "anyio_uring", "demo", str(root), "--target", str(tmp_path)]
-    variables = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    variables.pop("NO_COLOR", None)
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=variables) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while more := os.read(ours, 65536):
-                shown += more
-        except OSError as exc:
-            if exc.errno != errno.EIO:  # which is how a terminal ends
-                raise
-        os.close(ours)
-        assert process.wait() == 0, shown
-    out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    status, shown = shown_on_a_terminal(command, COLUMNS="100")
+    assert status == 0, shown
+    out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"asyncio \+ threads +.* 10\.0/10\.0 KiB", out), out
     assert "Every byte read back equals the original." in out

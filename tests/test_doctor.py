@@ -24,7 +24,7 @@ from anyio_uring._doctor_command import _lines
 from anyio_uring._kernel import liburing_version, try_setup
 
 from . import denied
-from .helpers import open_terminal
+from .helpers import shown_on_a_terminal
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -449,22 +449,10 @@ def test_of_a_system_without_direct_io_nothing_is_said(tmp_path: Path) -> None:
 
 
 def _on_a_terminal(arguments: Sequence[str], tmp_path: Path) -> str:
-    master, slave = open_terminal()
     command = [sys.executable, *arguments, "doctor", str(tmp_path)]
-    variables = {**os.environ, "TERM": "xterm-256color", "ANYIO_URING_DRIVER": "threads"}
-    variables.pop("NO_COLOR", None)
-    with subprocess.Popen(command, stdout=slave, stderr=slave, env=variables) as process:
-        os.close(slave)
-        out = b""
-        try:
-            while part := os.read(master, 65536):
-                out += part
-        except OSError as exc:
-            if exc.errno != errno.EIO:  # which is how a terminal ends
-                raise
-        os.close(master)
-        assert process.wait() == 1, out
-    return out.decode()
+    status, shown = shown_on_a_terminal(command, ANYIO_URING_DRIVER="threads")
+    assert status == 1, shown
+    return shown
 
 
 def test_colours_on_a_terminal(tmp_path: Path) -> None:

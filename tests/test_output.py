@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from anyio_uring.__main__ import main
 
-from .helpers import open_terminal
+from .helpers import shown_on_a_terminal
 
 MODULE = ["-m", "anyio_uring"]
 COMMANDS = {
@@ -146,26 +145,13 @@ def test_such_a_name_that_is_missing_is_broken(place: Path) -> None:
 
 
 def test_such_a_name_on_a_terminal(place: Path) -> None:
-    ours, theirs = open_terminal()
     os.mkdir(place / "\udcff")
-    process = subprocess.Popen(
-        [sys.executable, *MODULE, "doctor", "\udcff"],
-        stdout=theirs,
-        stderr=theirs,
-        cwd=place,
-        env={**os.environ, "PYTHONUTF8": "1", "TERM": "xterm", "COLUMNS": "200", "ANYIO_URING_DRIVER": "threads"},
-    )
-    os.close(theirs)
-    with process:
-        shown = b""
-        with suppress(OSError):  # EIO: nobody has the terminal open any more
-            while more := os.read(ours, 65536):
-                shown += more
-        os.close(ours)
-        assert process.wait(timeout=30) == 1
-    assert b"\x1b[" in shown
-    assert rb"\udcff" in shown
-    assert b"Traceback" not in shown
+    command = [sys.executable, *MODULE, "doctor", "\udcff"]
+    status, shown = shown_on_a_terminal(command, place, PYTHONUTF8="1", COLUMNS="200", ANYIO_URING_DRIVER="threads")
+    assert status == 1
+    assert "\x1b[" in shown
+    assert r"\udcff" in shown
+    assert "Traceback" not in shown
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------------

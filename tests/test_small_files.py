@@ -247,13 +247,12 @@ async def test_what_a_fifo_has_no_data_for_is_not_waited_for(io: AsyncIoManager,
     ]
 
 
-@pytest.mark.ring
-@pytest.mark.anyio
-async def test_a_cancellation_while_a_thread_reads_leaves_none_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+SlowFifo = tuple[Path, threading.Event, threading.Event]
+
+
+@pytest.fixture
+def slow_fifo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowFifo:
+    """A FIFO, whether a thread has begun to read it, and whether it may end."""
     begun, may_end = threading.Event(), threading.Event()
 
     def read_slowly(fd: int) -> bytes:
@@ -261,7 +260,15 @@ async def test_a_cancellation_while_a_thread_reads_leaves_none_open(
         may_end.wait()
         return os.read(fd, 1)
 
+    os.mkfifo(tmp_path / "fifo")
     monkeypatch.setattr("anyio_uring._small_files._read_open", read_slowly)
+    return tmp_path / "fifo", begun, may_end
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_a_cancellation_while_a_thread_reads_leaves_none_open(slow_fifo: SlowFifo) -> None:
+    fifo, begun, may_end = slow_fifo
     async with open_uring(driver="uring") as io:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
@@ -275,23 +282,13 @@ async def test_a_cancellation_while_a_thread_reads_leaves_none_open(
 
 @pytest.mark.ring
 @pytest.mark.anyio
-async def test_a_manager_that_ends_while_a_thread_reads_leaves_none_open(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    begun, may_end = threading.Event(), threading.Event()
-
-    def read_slowly(fd: int) -> bytes:
-        begun.set()
-        may_end.wait()
-        return os.read(fd, 1)
+async def test_a_manager_that_ends_while_a_thread_reads_leaves_none_open(path: Path, slow_fifo: SlowFifo) -> None:
+    fifo, begun, may_end = slow_fifo
 
     async def read(io: AsyncIoManager) -> None:
         results.extend(await io.read_files([path, fifo]))
 
     results: list[bytes] = []
-    monkeypatch.setattr("anyio_uring._small_files._read_open", read_slowly)
     async with anyio.create_task_group() as tasks, open_uring(driver="uring") as io:
         tasks.start_soon(read, io)
         await until(begun.is_set)
