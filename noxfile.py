@@ -162,9 +162,12 @@ def coverage(session: nox.Session) -> None:
     """Measure which lines and branches of the package all tests reach, the programs that they start included."""
     _install(session, ".[cli,toml]", *TEST_REQUIREMENTS, "coverage")
     session.run("coverage", "erase")
-    # Coverage imports a TOML parser, and writes where users without rights cannot; each of its steps is one more
-    # moment for an interrupt.
-    left_out = "not importing_reads_no_file and not unprivileged_user and not interrupts_at_random"
+    # Coverage imports a TOML parser, writes where users without rights cannot, and keeps something of each thread;
+    # each of its steps is one more moment for an interrupt.
+    left_out = (
+        "not importing_reads_no_file and not unprivileged_user and not interrupts_at_random "
+        "and not keyboard_interrupt_ends_it and not leave_nothing_behind"
+    )
     options = ("-q", "-k", left_out, "--timeout=200", "-o", "faulthandler_timeout=300")
     failed = []
     # A process for each: a test that does something to its own, as some have to, can cost its data.
