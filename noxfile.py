@@ -143,6 +143,8 @@ def filesystems(session: nox.Session) -> None:
             "--basetemp={}/tests",
             "-o",
             "tmp_path_retention_policy=failed",
+            "-m",
+            "not filesystem",  # done above, and the images they make have no room here
             *modules,
             *session.posargs,
         )
