@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pytest
 from anyio_uring import AsyncIoManager, _copy, _copy_steps, copy_file, open_uring
 from anyio_uring._copy_steps import STEP_BYTES
 
+from . import filesystems
 from .faulty_disk import FaultyDisk
 from .helpers import asyncio_only
 
@@ -694,22 +695,14 @@ async def test_a_copy_whose_manager_ends_leaves_nothing(
 
 
 @pytest.fixture(scope="module", params=["btrfs", "xfs"])
-def cloning(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | str]:
+def cloning(request: pytest.FixtureRequest) -> Iterator[Path | str]:
     """A filesystem whose files can share blocks; or why there is none."""
-    place = tmp_path_factory.mktemp(request.param)
-    image, directory = place / "image", place / "disk"
-    directory.mkdir()
-    image.touch()
-    os.truncate(image, 320 << 20)
-    commands: list[list[Any]] = [[f"mkfs.{request.param}", "-q", image], ["mount", "-o", "loop", image, directory]]
-    for command in commands:
+    with ExitStack() as stack:
         try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as exc:
-            yield f"no {request.param} to be had here: {exc}"
-            return
-    yield directory
-    subprocess.run(["umount", directory], check=True)
+            directory: Path | str = stack.enter_context(filesystems.mounted(request.param))
+        except filesystems.UnavailableError as exc:
+            directory = str(exc)
+        yield directory
 
 
 @pytest.mark.anyio
