@@ -97,6 +97,56 @@ def test_behind_a_crash_registered_files_stay_open(backend: str, driver: str) ->
     assert run(REGISTERED, backend, driver).split("\n") == ["broken", "broken", "still open", ""]
 
 
+INTERRUPTED = """
+import os, sys, tempfile, anyio
+from anyio_uring import FsyncMode, open_append_log, open_uring
+from tests.helpers import until
+from tests.log_helpers import watch
+backend, driver, where = sys.argv[1:]
+async def interrupted(*_):
+    raise KeyboardInterrupt
+async def tell(name, call, *arguments):
+    try:
+        await call(*arguments)
+    except BaseException as exc:
+        print(name, type(exc).__name__)
+        raise
+async def main():
+    with tempfile.TemporaryDirectory() as path:
+        async with open_uring(driver=driver) as io, anyio.create_task_group() as outer:
+            async with open_append_log(path + "/log", io=io, fsync=FsyncMode.NEVER) as log, anyio.create_task_group() as inner:
+                await log.append(b"0")
+                commits = watch(io)
+                gate = commits.hold()
+                commits.faults.append(interrupted)
+                tasks = outer if where == "end" else inner
+                first = (log.rotate, path + "/next") if where == "rotate" else (log.append, b"1")
+                tasks.start_soon(tell, "first", *first)
+                await until(lambda: commits.held == 1)
+                tasks.start_soon(tell, "second", log.append, b"2")
+                await until(lambda: log.statistics().waiting == 2)
+                gate.set()
+                if where != "end":  # of the block, while both are under way
+                    await anyio.sleep_forever()
+def leaves(exc):
+    return [leaf for one in exc.exceptions for leaf in leaves(one)] if hasattr(exc, "exceptions") else [exc]
+try:
+    anyio.run(main, backend=backend)
+except BaseException as exc:
+    print("at the end", "KeyboardInterrupt" in [type(leaf).__name__ for leaf in leaves(exc)])
+print("open", [name for fd in os.listdir("/proc/self/fd") if "/log" in (name := os.path.realpath("/proc/self/fd/" + fd))])
+"""
+
+
+@BACKENDS
+@pytest.mark.parametrize("where", ["append", "rotate", "end"])
+def test_where_an_interrupt_strikes_a_log_everyone_hears_of_it(driver: str, backend: str, where: str) -> None:
+    """Who was under way and who was next, each by an error of its own; and the file is closed."""
+    first = "OSError" if where == "rotate" else "DurabilityLostError"
+    said = run(INTERRUPTED, backend, driver, where).splitlines()
+    assert sorted(said) == ["at the end True", f"first {first}", "open []", "second OSError"]
+
+
 @pytest.mark.anyio
 async def test_where_no_thread_can_wait_for_a_descriptor(
     monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]

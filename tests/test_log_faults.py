@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
@@ -30,7 +31,7 @@ from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, FileHeader, frame
 from anyio_uring._performer import Performer
 from anyio_uring._requests import Opcode
 
-from .helpers import until
+from .helpers import asyncio_only, until
 from .log_helpers import Appends, Commits, contents, fails_to_sync, fails_to_write, watch, writes
 
 pytestmark = pytest.mark.anyio
@@ -343,6 +344,39 @@ async def test_a_commit_that_cannot_be_made_up_is_lost(
     assert {type(error) for error in appends.errors.values()} == {DurabilityLostError}
     statistics = log.statistics()
     assert (statistics.appends, statistics.waiting, statistics.failed) == (1, 0, 3 if ending else 4)
+
+
+@asyncio_only
+async def test_a_rotation_whose_task_is_cancelled_with_all_others(io: AsyncIoManager, tmp_path: Path) -> None:
+    """As asyncio.run() does at its end: whoever asked for it hears of that, and the log goes on in its file."""
+    begun = anyio.Event()
+    errors: list[OSError] = []
+
+    async def never_ends(*_: Any, **__: Any) -> NoReturn:
+        begun.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def rotate() -> None:
+        with pytest.raises(OSError, match="interrupted") as caught:
+            await log.rotate(tmp_path / "next")
+        errors.append(caught.value)
+
+    async with open_append_log(tmp_path / "log", io=io) as log:
+        await log.append(b"1")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_append_log, "create_log_file", never_ends)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(rotate)
+                await begun.wait()
+                (its_task,) = (task for task in asyncio.all_tasks() if task.get_name() == "anyio_uring log")
+                its_task.cancel()
+        assert [error.errno for error in errors] == [errno.ECANCELED]
+        await log.append(b"2")
+        await log.rotate(tmp_path / "next")
+        await log.append(b"3")
+    assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2"]
+    assert [record for _, record in await contents(tmp_path / "next")] == [b"3"]
 
 
 async def test_what_fails_in_the_background_is_told_to_the_next(

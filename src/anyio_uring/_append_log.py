@@ -276,12 +276,14 @@ class AppendLog:
     async def _write(self) -> None:
         """Carry out what is asked, a commit at a time, until the log is closed; then finish it."""
         with anyio.CancelScope(shield=True):
-            while not self._is_closing:
-                await self._take_turn()
             try:
+                while not self._is_closing:
+                    await self._take_turn()
                 await self._finish()
             except Exception as exc:  # noqa: BLE001 - raised by the end of the block
                 self._failure = exc
+            finally:
+                await self._end_all()
 
     async def _take_turn(self) -> None:
         await self._bell.wait()
@@ -302,23 +304,30 @@ class AppendLog:
                 self._bell.ring()
 
     async def _finish(self) -> None:
-        """Carry out what is asked for still, give back what was allocated ahead, and close the file."""
+        """Carry out what is asked for still, and give back what was allocated ahead."""
+        while self._queue or self._staged:
+            await self._take_turn()
+        if self._fsync is not FsyncMode.NEVER and self._durable_end < self._end and self._lost is None:
+            await self._commit(Commit(self._end, must_sync=True))
+        if self._lost is None:
+            end = self._file.position(self._end)
+            if end < self._file.allocated:
+                await self._file.cut(end)
+        elif not self._is_told:
+            raise self._new_error()
+
+    async def _end_all(self) -> None:
+        """Close the file; and whatever has ended the log, a KeyboardInterrupt too, nobody waits for ever."""
+        self._is_closing = True
+        for step in (*self._queue, *self._staged):
+            step.error = OSError(errno.ECANCELED, "the log ended before it could do this", self.path)
+            self._loop.wake(step)
+        self._queue.clear()
+        self._staged.clear()
         try:
-            while self._queue or self._staged:
-                await self._take_turn()
-            if self._fsync is not FsyncMode.NEVER and self._durable_end < self._end and self._lost is None:
-                await self._commit(Commit(self._end, must_sync=True))
-            if self._lost is None:
-                end = self._file.position(self._end)
-                if end < self._file.allocated:
-                    await self._file.cut(end)
-            elif not self._is_told:
-                raise self._new_error()
-        finally:
-            for step in (*self._queue, *self._staged):  # a defect ended the loop above; nobody waits for ever
-                step.error = OSError(errno.ECANCELED, "the log ended before it could do this", self.path)
-                self._loop.wake(step)
             await self._file.aclose()
+        except Exception as exc:  # noqa: BLE001 - raised by the end of the block
+            self._failure = self._failure or exc
 
     async def _proceed(self) -> None:
         """Carry out the next commit, or the switch to another file; never raises but what is no :class:`Exception`."""
@@ -438,14 +447,13 @@ class AppendLog:
             options = attrs.evolve(old.options, path=step.rotate_to, record_length_max=old.header.record_length_max)
             self._file = await create_log_file(old.io, options, first=self._end)
             await old.aclose()
-        except anyio.get_cancelled_exc_class():
-            # Of all tasks there are: this one ends when its log does, and not before.
-            step.error = OSError(
-                errno.ECANCELED, "the rotation was cancelled, and the log goes on in its file", self.path
-            )
-        except BaseException as exc:
+        except Exception as exc:  # noqa: BLE001 - whoever asked for it raises it
             step.error = exc
-            if not isinstance(exc, Exception):
+        except BaseException as exc:
+            # Raised there as well, a KeyboardInterrupt would strike twice, and asyncio cleans up after one.
+            step.error = OSError(errno.ECANCELED, "the rotation was interrupted", self.path)
+            # Where asyncio cancels all tasks there are, this one ends when its log does, and not before.
+            if not isinstance(exc, anyio.get_cancelled_exc_class()):
                 raise
         finally:
             self._counters.under_way -= 1
