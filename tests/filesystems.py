@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 MIB: Final = 1 << 20
-# XFS takes no less than 300 MiB; the file has holes.
-_SIZE: Final = 512 * MIB
+# Of inodes, too, ext4 makes as many as this has room for: some tests need tens of thousands.  The file has holes.
+_SIZE: Final = 2048 * MIB
 _MAKERS: Final = {
     "ext4": ("mkfs.ext4", "-q", "-F"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
