@@ -691,6 +691,56 @@ async def test_a_crash_of_the_owner_reaches_every_waiter() -> None:
     forgive(task, driver)
 
 
+async def test_a_crash_while_the_manager_drains() -> None:
+    """The end of the block says so; and a cancellation that was on its way strikes at the next checkpoint (C7)."""
+    ended: list[str] = []
+
+    async def wait(scope: anyio.CancelScope) -> None:
+        with scope:
+            with pytest.raises(anyio.BrokenResourceError, match="on fire"):
+                await task.perform([_request()])
+            ended.append("told")
+            await anyio.lowlevel.checkpoint()
+            ended.append("lost")
+        ended.append("cancelled" if scope.cancelled_caught else "lost")
+
+    async def close() -> None:
+        with pytest.raises(anyio.BrokenResourceError, match="on fire"):
+            await task.aclose()
+        ended.append("closed")
+
+    scope = anyio.CancelScope()
+    async with scripted() as (driver, task), anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, scope)
+        await until(lambda: len(driver.pending) == 1)
+        scope.cancel()
+        await until(lambda: len(driver.cancels) == 1)
+        tasks.start_soon(close)
+        await until(lambda: task._drained is not None)
+        driver.crash = RuntimeError("the driver is on fire")
+        driver.complete_cancel(0)
+        await until(lambda: len(ended) == 3)
+    assert sorted(ended) == ["cancelled", "closed", "told"]
+    forgive(task, driver)
+
+
+async def test_what_happens_while_the_manager_drains_is_returned() -> None:
+    results: list[Any] = []
+
+    async def work() -> None:
+        results.append(await task.perform([_request()]))
+
+    def comes_too_late(_: int) -> int:
+        driver.complete(11)
+        return ScriptedDriver.complete_cancel(driver, ENOENT)
+
+    async with anyio.create_task_group() as tasks, scripted() as (driver, task):
+        driver.complete_cancel = comes_too_late  # type: ignore[method-assign]
+        tasks.start_soon(work)
+        await until(lambda: len(driver.pending) == 1)
+    assert results == [[11]]
+
+
 def forgive(task: CompletionTask, driver: ScriptedDriver) -> None:
     """Give back the reference that a crash has leaked on purpose, and what it holds."""
     driver.crash = None
