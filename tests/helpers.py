@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,21 @@ async def scripted(depth: int = 8) -> AsyncIterator[tuple[ScriptedDriver, Comple
                     except anyio.BrokenResourceError:
                         driver.close()
                 closing.cancel_scope.cancel()
+
+
+@contextmanager
+def file_size_limit(length: int) -> Iterator[None]:
+    """
+    Let no file grow beyond a length: the kernel then writes a part, and answers EFBIG behind it.
+
+    For a part of a test, and not as a fixture: the line that tells its result may go to a longer file.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))  # Python ignores SIGXFSZ
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def shown_on_a_terminal(command: Sequence[Any], cwd: Path | None = None, **variables: str) -> tuple[int, str]:

@@ -6,8 +6,6 @@ import array
 import errno
 import mmap
 import os
-import resource
-import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +18,16 @@ import pytest
 
 from anyio_uring import AsyncIoManager, BatchError, open_uring
 
-from .helpers import WITHOUT_DEBUG, driver_name, driver_or_fake, every_loop, in_flight, open_terminal, until
+from .helpers import (
+    WITHOUT_DEBUG,
+    driver_name,
+    driver_or_fake,
+    every_loop,
+    file_size_limit,
+    in_flight,
+    open_terminal,
+    until,
+)
 
 driver = driver_or_fake
 anyio_backend = every_loop
@@ -589,43 +596,31 @@ async def test_a_short_write_moves_the_file_position(io: AsyncIoManager, path: P
     path.write_bytes(b"head")
     fd = os.open(path, os.O_RDWR | flags)
     os.lseek(fd, 4, os.SEEK_SET)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        try:
+        with file_size_limit(10_000):
             if verb.endswith(("_all", "_sync")):
                 with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
                     await _AT_THE_POSITION[verb](io, fd, data)
             else:
                 assert await _AT_THE_POSITION[verb](io, fd, data) in (9996, [9996])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 10_000
         await io.write_all(fd, data[9996:], -1)
         assert path.read_bytes() == b"head" + data
     finally:
-        signal.signal(signal.SIGXFSZ, before)
         os.close(fd)
 
 
 @pytest.mark.anyio
 async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: AsyncIoManager, tmp_path: Path) -> None:
     """RLIMIT_FSIZE: write() is short at the limit; write_all() goes on and meets EFBIG."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with (tmp_path / "limited").open("w+b") as file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
-        try:
+        with file_size_limit(10_000):
             assert await io.write(file, b"x" * 8000, 0) == 8000
             assert await io.write(file, b"y" * 8000, 8000) == 2000
             with pytest.raises(OSError) as caught:
                 await io.write_all(file, b"z" * 8000, 8000)
             assert caught.value.errno == errno.EFBIG
             assert (await io.write_batch([(file, b"w" * 20, 9990), (file, b"v", 0)])) == [10, 1]
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, handler)
         assert await io.read_exactly(file, 10000, 0) == b"v" + b"x" * 7999 + b"z" * 1990 + b"w" * 10
 
 

@@ -7,7 +7,6 @@ import fcntl
 import filecmp
 import os
 import random
-import resource
 import shutil
 import signal
 import stat
@@ -26,7 +25,7 @@ from anyio_uring._copy_steps import STEP_BYTES
 
 from . import filesystems
 from .faulty_disk import FaultyDisk
-from .helpers import asyncio_only
+from .helpers import asyncio_only, file_size_limit
 
 MIB = 1 << 20
 ERRNOS = [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL]
@@ -650,13 +649,8 @@ async def test_a_limit_leaves_an_existing_target_alone(
     io: AsyncIoManager, source: Path, target: Path, way: str
 ) -> None:
     target.write_bytes(b"old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            await copy_file(source, target)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with file_size_limit(100 << 10), pytest.raises(OSError, match="File too large") as caught:
+        await copy_file(source, target)
     assert caught.value.errno == errno.EFBIG
     assert _names(target.parent) == {"source", "target"}
     assert target.read_bytes() == b"old"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from anyio_uring._options import DriverChoice
 from anyio_uring.testing import FakeRing, Faults
 
 from . import denied
-from .helpers import shown_on_a_terminal
+from .helpers import file_size_limit, shown_on_a_terminal
 
 
 @pytest.fixture
@@ -400,12 +399,8 @@ def test_a_copy_that_cannot_be_written_is_an_error(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "file").write_bytes(bytes(200_000))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
+    with file_size_limit(100_000):
         status = main(["demo", str(root), "--target", str(tmp_path)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     printed = capsys.readouterr()
     assert (status, "File too large" in printed.err, len(printed.err.splitlines())) == (1, True, 1), printed.err
     assert "Every byte" not in printed.out

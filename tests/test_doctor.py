@@ -24,7 +24,7 @@ from anyio_uring._doctor_command import _lines
 from anyio_uring._kernel import liburing_version, try_setup
 
 from . import denied
-from .helpers import shown_on_a_terminal
+from .helpers import file_size_limit, shown_on_a_terminal
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -268,12 +268,8 @@ def test_bytes_that_never_arrive_are_broken(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_write_that_fails_is_broken(tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYIO_URING_DRIVER", driver)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
+    with file_size_limit(4096):
         report = examine(str(tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (report.status, report.driver, report.place) == (2, driver, None)
     assert str(report.problem).endswith("File too large")
     assert not os.listdir(tmp_path)

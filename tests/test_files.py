@@ -11,13 +11,12 @@ import gzip
 import io as stdio
 import lzma
 import os
-import resource
 import select
 import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from anyio_uring import AsyncIoManager, UringFile, open_file, open_uring, wrap_f
 from anyio_uring._text_file import _Pieces
 from anyio_uring._text_position import TextPosition, locate
 
-from .helpers import WITHOUT_DEBUG, asyncio_only, open_terminal, until
+from .helpers import WITHOUT_DEBUG, asyncio_only, file_size_limit, open_terminal, until
 
 pytestmark = pytest.mark.anyio
 
@@ -729,39 +728,25 @@ async def test_a_positional_write_where_decoding_cannot_begin(manager: AsyncIoMa
 # --- errors at writing --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def size_limit() -> Iterator[int]:
-    """No file may be longer: the kernel then writes a part, and answers EFBIG behind it."""
-    import signal
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield 1000
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-async def test_what_cannot_be_written_is_kept(manager: AsyncIoManager | None, tmp_path: Path, size_limit: int) -> None:
+async def test_what_cannot_be_written_is_kept(manager: AsyncIoManager | None, tmp_path: Path) -> None:
     data = os.urandom(1500)
     async with await open_file(tmp_path / "file", "wb") as file:
         await file.write(data)
-        for _ in range(2):
-            with pytest.raises(OSError) as raised:
-                await file.flush()
-            assert raised.value.errno == errno.EFBIG
-        assert await file.tell() == 1500
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        with file_size_limit(1000):
+            for _ in range(2):
+                with pytest.raises(OSError) as raised:
+                    await file.flush()
+                assert raised.value.errno == errno.EFBIG
+            assert await file.tell() == 1500
         await file.flush()
     assert _content(tmp_path / "file") == data
 
 
-async def test_a_failing_close_closes(manager: AsyncIoManager | None, tmp_path: Path, size_limit: int) -> None:
+async def test_a_failing_close_closes(manager: AsyncIoManager | None, tmp_path: Path) -> None:
     before = _descriptors()
     file = await open_file(tmp_path / "file", "wb")
     await file.write(bytes(1500))
-    with pytest.raises(OSError) as raised:
+    with file_size_limit(1000), pytest.raises(OSError) as raised:
         await file.aclose()
     assert raised.value.errno == errno.EFBIG
     assert file.closed

@@ -10,7 +10,6 @@ import itertools
 import lzma
 import os
 import random
-import resource
 import socket
 import tempfile
 from pathlib import Path
@@ -26,7 +25,7 @@ from anyio.streams.text import TextReceiveStream
 from anyio_uring import AsyncIoManager, UringFileReadStream, UringFileWriteStream, _streams, open_uring, wrap_file
 
 from .faulty_disk import FaultyDisk
-from .helpers import asyncio_only, in_flight, until
+from .helpers import asyncio_only, file_size_limit, in_flight, until
 
 MIB = 1 << 20
 
@@ -444,18 +443,13 @@ async def test_items_of_several_tasks_are_not_mixed(io: AsyncIoManager, path: Pa
 
 @pytest.mark.anyio
 async def test_an_item_that_failed_can_be_sent_again(path: Path, driver: Any) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        async with open_uring(driver=driver) as io, await UringFileWriteStream.from_path(path, io=io) as stream:
+    async with open_uring(driver=driver) as io, await UringFileWriteStream.from_path(path, io=io) as stream:
+        with file_size_limit(1000):
             await stream.send(b"a" * 800)
             with pytest.raises(anyio.BrokenResourceError):
                 await stream.send(b"b" * 800)
-            assert path.stat().st_size == 1000, "a prefix was written"
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-            await stream.send(b"b" * 800)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert path.stat().st_size == 1000, "a prefix was written"
+        await stream.send(b"b" * 800)
     assert path.read_bytes() == b"a" * 800 + b"b" * 800
 
 
