@@ -254,14 +254,15 @@ async def test_what_is_appended_meanwhile_is_left_out(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("left", [100, 0])
 async def test_a_source_that_shrinks_in_front_of_a_read_is_an_error(
-    io: AsyncIoManager, source: Path, target: Path, *, way: str, monkeypatch: pytest.MonkeyPatch
+    io: AsyncIoManager, source: Path, target: Path, left: int, *, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was long enough when it was asked where its data is."""
+    """It was long enough when it was asked where its data is; also where there is nothing to read any more."""
 
     def shrinking(function: Any) -> Any:
         def shrink(*arguments: Any, **options: Any) -> Any:
-            os.truncate(source, 100)
+            os.truncate(source, left)
             return function(*arguments, **options)
 
         return shrink
@@ -463,6 +464,25 @@ async def test_an_error_of_the_sources_metadata_names_the_source(
         await copy_file(source, target)
     assert (caught.value.filename, caught.value.filename2) == (str(source), None)
     assert not _names(target.parent)
+
+
+@pytest.mark.anyio
+async def test_a_target_that_may_not_be_written_to_is_left_alone(
+    io: AsyncIoManager, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename over it would need no permission of its own. Root has every permission, so the answer is played."""
+    access = os.access
+    target.write_bytes(b"old")
+    before = target.stat()
+    monkeypatch.setattr(
+        "anyio_uring._copy_steps.os.access",
+        lambda path, mode: not (path == str(target) and mode & os.W_OK) and access(path, mode),
+    )
+    with pytest.raises(PermissionError) as caught:
+        await copy_file(source, target)
+    assert (caught.value.errno, caught.value.filename, caught.value.filename2) == (errno.EACCES, str(target), None)
+    assert (target.read_bytes(), target.stat()) == (b"old", before)
+    assert _names(target.parent) == {"source", "target"}
 
 
 def test_what_permissions_forbid_is_refused(source: Path, target: Path) -> None:
