@@ -15,7 +15,7 @@ import pytest
 from anyio_uring import AsyncIoManager, RwFlags, UringUnavailableError, _fallback, _ring, open_file, open_uring
 from anyio_uring._ring import UringDriver, open_ring
 
-from .programs import run
+from .programs import blocked_read, run
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -172,8 +172,10 @@ async def test_where_no_thread_can_wait_for_a_descriptor(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("nowait", [True])
-async def test_without_preadv2(monkeypatch: pytest.MonkeyPatch, path: Path, nowait: bool) -> None:
-    """As on macOS: nothing is answered from the page cache, and a flag is an error of its own."""
+async def test_without_preadv2(
+    monkeypatch: pytest.MonkeyPatch, path: Path, pipe: tuple[int, int], nowait: bool
+) -> None:
+    """As on macOS: nothing is answered from the page cache, a flag is an error of its own, and pipes go on."""
 
     def preadv(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
         if flags:
@@ -191,6 +193,10 @@ async def test_without_preadv2(monkeypatch: pytest.MonkeyPatch, path: Path, nowa
             with pytest.raises(OSError) as caught:
                 await io.read(file, 7, 0, flags=RwFlags.HIPRI)
             assert caught.value.errno == errno.EOPNOTSUPP
+        assert await io.write(pipe[1], b"into the pipe", -1) == 13
+        assert await io.read(pipe[0], 20, -1) == b"into the pipe"
+        await blocked_read(io, pipe)
+        assert os.get_blocking(pipe[0]) and os.get_blocking(pipe[1])
     assert _fallback._read_cached(0, bytearray(1), 1, 0) == -errno.EOPNOTSUPP
 
 

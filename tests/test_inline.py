@@ -85,6 +85,25 @@ async def test_what_the_cache_has_in_part_comes_whole_from_the_driver(io: AsyncI
 
 
 @pytest.mark.anyio
+async def test_short_answers_of_the_cache_are_put_together(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may give less than it was asked for, more than once; only what it does not have goes to the driver."""
+    preadv = os.preadv
+    os.pwrite(fd, content := os.urandom(4096 * 2), 0)
+    os.fsync(fd)
+
+    def shortened(fd: int, buffers: list[Any], *arguments: int) -> int:
+        return preadv(fd, [memoryview(buffers[0])[:1000]], *arguments)
+
+    monkeypatch.setattr("anyio_uring._fallback.os.preadv", shortened)
+    async with open_uring(driver="threads", nowait=True) as io:
+        assert await io.read(fd, 3500, 17) == content[17:3517]
+        assert await io.read_exactly(fd, 8192, 0) == content
+        assert await io.read(fd, 3500, 64 * 4096 - 2500) == CACHED[-2500:]
+        assert _counts(io) == (3, 0, 0)
+        assert await io.read_batch([(fd, 2500, 1), (fd, 4096, 4096)]) == [content[1:2501], content[4096:]]
+
+
+@pytest.mark.anyio
 async def test_a_file_that_is_not_cached_is_tried_ever_more_seldom(io: AsyncIoManager, fd: int) -> None:
     tried: list[int] = []
 
