@@ -437,10 +437,9 @@ class _Signal:
             os.read(self._out, 1)
 
     def close(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            os.close(self._out)
-            os.close(self._in)
+        self.is_closed = True
+        os.close(self._out)
+        os.close(self._in)
 
 
 def _read_now(fd: int, memory: Any, length: int, offset: int) -> int:
