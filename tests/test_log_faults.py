@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import subprocess
@@ -496,6 +497,57 @@ async def test_what_was_allocated_before_room_ran_out_is_given_back(
     assert failed >= 2
     assert (tmp_path / "log").stat().st_size == log.end
     assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS])
+async def test_where_nothing_can_be_allocated_the_log_goes_on_without(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """NFS before 4.2 and some FUSE filesystems cannot; a file is asked once, and one behind a rotation anew."""
+    surely, refused = Performer.surely, 0
+
+    async def refuses(self: Performer, call: Any) -> int:
+        nonlocal refused
+        if call.opcode is not Opcode.FALLOCATE:
+            return await surely(self, call)
+        refused += 1
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Performer, "surely", refuses)
+    async with open_append_log(tmp_path / "log", io=io, preallocate=4096) as log:
+        for _ in range(3):
+            await log.append(bytes(5000))
+            assert (tmp_path / "log").stat().st_size == log.end
+        assert refused == 1
+        await log.rotate(tmp_path / "next")
+        await log.append(bytes(5000))
+        assert refused == 2
+    assert [len(record) for _, record in await contents(tmp_path / "log")] == [5000] * 3
+    assert [len(record) for _, record in await contents(tmp_path / "next")] == [5000]
+
+
+async def test_a_filesystem_without_locks_is_an_error(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that says that somebody else has the log; nothing was changed, and nothing stays open."""
+    await _append_one(io, tmp_path / "log")
+    before, opened = (tmp_path / "log").read_bytes(), len(os.listdir("/proc/self/fd"))
+
+    def flock(_fd: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("anyio_uring._log_file.fcntl.flock", flock)
+    with pytest.raises(OSError) as caught:
+        await _append_one(io, tmp_path / "log")
+    assert (caught.value.errno, type(caught.value)) == (errno.ENOLCK, OSError)
+    assert (tmp_path / "log").read_bytes() == before
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+async def _append_one(io: AsyncIoManager, path: Path) -> None:
+    async with open_append_log(path, io=io) as log:
+        await log.append(b"x")
 
 
 async def test_a_rotation_where_a_rename_may_replace_something(

@@ -12,7 +12,7 @@ import pytest
 from anyio_uring import AsyncIoManager, CorruptLogError, FsyncMode, open_append_log, read_append_log
 from anyio_uring._completion_task import CompletionTask
 from anyio_uring._log_format import FRAME_SIZE, HEADER_SIZE, FileHeader, frame, new_header, parse, parse_header
-from anyio_uring._log_scanner import CHUNK_SIZE
+from anyio_uring._log_scanner import CHUNK_SIZE, LogScanner
 from anyio_uring._requests import Opcode
 
 from .helpers import until
@@ -134,6 +134,26 @@ async def test_damage_behind_which_nothing_was_synced_is_a_torn_tail(io: AsyncIo
     async with open_append_log(path, io=io) as log:
         assert log.recovery.records == 4
         assert log.recovery.bytes_cut == len(data) - offsets[4]
+
+
+async def test_what_is_written_while_its_damage_is_being_proved_is_no_damage(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer puts a record where zeros were, and syncs; the one behind it proves that, and the reader sees both."""
+    path = tmp_path / "log"
+    records = [b"%04d" % i for i in range(10)]
+    offsets = await _make(io, path, records)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: offsets[4]] + bytes(FRAME_SIZE + 4) + whole[offsets[5] :])
+    is_damaged = LogScanner._is_damaged
+
+    async def write_meanwhile(self: LogScanner, header: FileHeader) -> bool:
+        found = await is_damaged(self, header)
+        path.write_bytes(whole)
+        return found
+
+    monkeypatch.setattr(LogScanner, "_is_damaged", write_meanwhile)
+    assert await _read(io, path) == (records, None)
 
 
 async def test_the_proof_is_found_however_far_behind(io: AsyncIoManager, tmp_path: Path) -> None:
