@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from anyio_uring import AsyncIoManager, BatchError, open_uring
+from anyio_uring._completion_task import CompletionTask
 
 from .helpers import (
     WITHOUT_DEBUG,
@@ -622,6 +623,26 @@ async def test_a_file_size_limit_gives_a_short_write_and_then_an_error(io: Async
             assert caught.value.errno == errno.EFBIG
             assert (await io.write_batch([(file, b"w" * 20, 9990), (file, b"v", 0)])) == [10, 1]
         assert await io.read_exactly(file, 10000, 0) == b"v" + b"x" * 7999 + b"z" * 1990 + b"w" * 10
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("answers", [(0, 0), (4, 0), (4, 3, 0)])
+async def test_a_write_of_nothing_is_an_error_and_not_tried_for_ever(
+    io: AsyncIoManager, path: Path, monkeypatch: pytest.MonkeyPatch, answers: tuple[int, ...]
+) -> None:
+    """No filesystem at hand does that, so the kernel's answers are played."""
+    left = [*answers]
+
+    async def play(_: CompletionTask, requests: Any, **options: Any) -> list[int]:
+        return [left.pop(0)]
+
+    data = bytearray(b"everything")
+    with path.open("r+b") as file:
+        monkeypatch.setattr(CompletionTask, "perform", play)
+        with pytest.raises(OSError, match="wrote nothing") as caught:
+            await io.write_all(file, data, 8)
+    assert caught.value.errno == errno.EIO
+    data.append(0)  # BufferError if something still exported it
 
 
 # --- what a caller cannot ask -----------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -254,6 +257,27 @@ async def test_an_error_behind_the_first_part_waits_for_the_next_call(io: AsyncI
         assert await io.read(memory, 2000, address) == bytes(2000)
         with pytest.raises(OSError):
             await io.read(memory, 2000, 0)
+
+
+@pytest.mark.usefixtures("short_parts")
+@pytest.mark.parametrize("offset", [0, -1])
+async def test_so_does_that_of_a_write(io: AsyncIoManager, path: Path, offset: int) -> None:
+    """RLIMIT_FSIZE, where one part ends and the next would begin."""
+    data = os.urandom(4500)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with path.open("wb", buffering=0) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            assert await io.write(file, data, offset) == 2000
+            assert file.tell() == (0 if offset == 0 else 2000)
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+                await io.write(file, data[2000:], 2000 if offset == 0 else -1)
+            assert await io.write_batch([(file, data[1000:], 1000), (file, b"z", 0)]) == [1000, 1]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == b"z" + data[1:2000]
 
 
 async def test_a_cancellation_between_parts_is_raised(io: AsyncIoManager) -> None:
