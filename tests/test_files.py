@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -329,6 +329,69 @@ async def test_a_cancelled_read_loses_nothing(manager: AsyncIoManager | None, pi
                 await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
         assert await file.read(10) == b"ab" * 5
+
+
+_READS: dict[str, Callable[[UringFile[bytes]], Awaitable[Any]]] = {
+    "read": lambda file: file.read(),
+    "readline": lambda file: file.readline(),
+    "readlines": lambda file: file.readlines(1 << 30),
+}
+
+
+@pytest.mark.parametrize("verb", _READS)
+async def test_what_an_unbuffered_read_that_failed_has_read_is_read_again(
+    manager: AsyncIoManager | None, path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """From the file, where it may have changed meanwhile: without a buffer nothing is kept of it."""
+    read = AsyncIoManager.read
+    lines = [b"x" * 20_000 + b"\n"] if verb != "readlines" else [b"first\n", b"x" * 20_000 + b"\n"]
+    _store(path, b"".join([b"head", *lines]))
+    async with await open_file(path, "rb", 0) as file:
+        assert await file.read(4) == b"head"
+        passed = 0
+
+        async def fails(self: AsyncIoManager, fd: Any, length: int, offset: int, **options: Any) -> bytes:
+            nonlocal passed
+            if offset >= 8192:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            passed += len(data := await read(self, fd, min(length, 8192), offset, **options))
+            return data
+
+        with monkeypatch.context() as patch:
+            patch.setattr(AsyncIoManager, "read", fails)
+            for _ in range(2):
+                with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                    await _READS[verb](file)
+                assert await file.tell() == 4
+        assert passed >= 2 * 8192
+        lines[-1] = b"y" * 20_000 + b"\n"
+        _store(path, b"".join([b"head", *lines]))
+        assert await _READS[verb](file) == (lines if verb == "readlines" else lines[0])
+
+
+@pytest.mark.parametrize("verb", ["read", "readline"])
+async def test_where_nothing_can_be_read_again_it_is_kept(
+    manager: AsyncIoManager | None, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Of an unbuffered pipe, for the next read."""
+    read, left = AsyncIoManager.read, 3
+
+    async def fails(self: AsyncIoManager, fd: Any, length: int, offset: int, **options: Any) -> bytes:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return await read(self, fd, min(length, 1), offset, **options)
+
+    os.write(pipe[1], b"first\nsecond")
+    async with await open_file(os.dup(pipe[0]), "rb", 0) as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(AsyncIoManager, "read", fails)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                await _READS[verb](file)
+        assert await file.read(2) == b"fi"
+        assert await file.readline() == b"rst\n"
+        assert await file.read(10) == b"second"
 
 
 async def test_writing_to_a_pipe(manager: AsyncIoManager | None, pipe: tuple[int, int]) -> None:
