@@ -273,10 +273,8 @@ def keep(requests: Requests) -> None:
                 request = request.origin
 
 
-def is_kept(requests: Requests) -> bool:
+def is_kept(requests: Sequence[AnyRequest]) -> bool:
     """Whether a driver has the memory of these still, though nobody waits for them any more."""
-    if isinstance(requests, Batch):
-        return requests.memories.is_kept
     return any(isinstance(request, Request) and request.is_kept for request in requests)
 
 
