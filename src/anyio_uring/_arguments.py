@@ -28,7 +28,7 @@ _READ_MAX: Final = 2**62 - 1
 _OFFSET: Final = operator.attrgetter("offset")
 
 
-def descriptor(fd: FileDescriptor) -> tuple[int, HasFileno | None]:
+def descriptor(fd: FileDescriptor) -> tuple[int, object]:
     """
     Return a descriptor's number, and the object to keep alive that owns it.
 
@@ -71,7 +71,7 @@ def length(value: int, highest: int = _LENGTH_MAX) -> int:
     return value
 
 
-def read(fd: FileDescriptor, length_: int, offset_: int) -> tuple[int, HasFileno | None, int, int]:
+def read(fd: FileDescriptor, length_: int, offset_: int) -> tuple[int, object, int, int]:
     """Return what a read is asked with: descriptor, its owner, length and offset."""
     number, file = descriptor(fd)
     return number, file, length(length_, _READ_MAX), offset(offset_)
@@ -191,7 +191,7 @@ def views(buffers: Iterable[Any], make: Callable[[Any, str], memoryview]) -> lis
     return made
 
 
-def error(res: int, file: HasFileno | None) -> OSError:
+def error(res: int, file: object) -> OSError:
     """Return the error of a negative result, of the subclass that :mod:`os` would raise."""
     name = getattr(file, "name", None)
     filename = name if isinstance(name, (str, bytes)) else None

@@ -19,7 +19,7 @@ from . import _arguments, _direct
 from ._arguments import OFFSET_MAX, FileDescriptor
 from ._core import manager_for
 from ._manager import AsyncIoManager
-from ._requests import HasFileno, is_direct
+from ._requests import is_direct
 
 # A gap costs its bytes, an operation of its own some microseconds: as much as copying a few pages.
 _GAP_MAX: Final = 4096
@@ -226,7 +226,7 @@ class ColdTierReader:
         number, _ = _arguments.descriptor(self._fd)
         return io.direct_alignment(self._fd).offset if is_direct(number) else 1
 
-    def _check_unchanged(self, before: HasFileno | None) -> None:
+    def _check_unchanged(self, before: object) -> None:
         if _arguments.descriptor(self._fd)[1] is not before:
             raise anyio.ClosedResourceError("this registered file was updated while a part of it had been read")
 
@@ -236,7 +236,7 @@ class ColdTierReader:
         spans: list[Span],
         ranges: list[tuple[int, int]],
         results: list[bytes | OSError],
-        before: HasFileno | None,
+        before: object,
     ) -> list[int]:
         """Read spans, fill in their members' results, and return the members of failed spans that have several."""
         fd = self._fd
@@ -260,7 +260,7 @@ class ColdTierReader:
         return failed
 
     async def _completed(
-        self, io: AsyncIoManager, span: Span, data: bytes, end: int, before: HasFileno | None
+        self, io: AsyncIoManager, span: Span, data: bytes, end: int, before: object
     ) -> bytes | OSError:
         """Return a span's bytes, up to ``end`` at least, or why they are not to be had."""
         have = span.start + len(data)

@@ -60,10 +60,6 @@ class Target:
     uses: int = 0
     sleepers: list[PlainSleeper] = attrs.field(factory=list, init=False)
 
-    def fileno(self) -> int:
-        """Return the descriptor's number."""
-        return self.number
-
     def wake(self) -> None:
         """Wake those who wait until nobody holds it."""
         for sleeper in self.sleepers:

@@ -18,7 +18,7 @@ import attrs
 from . import _arguments, _buffers, _libc, _statx
 from ._arguments import FD_MAX, FileDescriptor
 from ._buffers import SupportsBuffer
-from ._requests import Call, HasFileno, Opcode
+from ._requests import Call, Opcode
 
 Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
@@ -298,7 +298,7 @@ def _number(what: str, fd: int) -> int:
 
 def _descriptor(
     fd: Any, dir_fd: int | None = None, *, follow_symlinks: bool = True
-) -> tuple[int, HasFileno | None, tuple[str | bytes, ...]]:
+) -> tuple[int, object, tuple[str | bytes, ...]]:
     """Return a descriptor's number, its owner, and the name that an error gives it."""
     if dir_fd is not None:
         raise ValueError("dir_fd goes with a path, not with a descriptor")

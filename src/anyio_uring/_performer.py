@@ -22,7 +22,7 @@ from ._executor import Executor, Facilities
 from ._fallback import transfer_now
 from ._fixed_files import hold, let_go
 from ._flags import NOWAIT
-from ._requests import TRANSFER_MAX, WRITES, Call, DataRequests, HasFileno, Opcode, Request, is_direct
+from ._requests import TRANSFER_MAX, WRITES, Call, DataRequests, Opcode, Request, is_direct
 from ._statx import SAFE_ALIGNMENT
 from ._thread_calls import ThreadCalls
 from ._waiters import Loop, current_loop
@@ -53,7 +53,7 @@ class Performer:
         number, file, length, offset = _arguments.read(fd, length, offset)
         return self.new_read(number, file, length, offset, flags)
 
-    def new_read(self, number: int, file: HasFileno | None, length: int, offset: int, flags: int) -> Request:
+    def new_read(self, number: int, file: object, length: int, offset: int, flags: int) -> Request:
         flags = _flags.check(flags) if flags else 0
         # What is not the driver's to fill, Python fills, and it fills no bytes.
         memory = bytearray(length) if flags & NOWAIT else self.allocate(length, number)

@@ -99,7 +99,7 @@ class Request:
     memory: Any
     offset: int
     op_flags: int = 0
-    file: HasFileno | None = None
+    file: object = None
     force_async: bool = False
     is_linked: bool = False
     is_kept: bool = False
@@ -180,7 +180,7 @@ class Call:
     second: bytes | bytearray | memoryview | int = 0
     length: int = 0
     op_flags: int = 0
-    file: HasFileno | None = None
+    file: object = None
     names: tuple[object, ...] = ()
     reasons: Mapping[int, str] = attrs.field(factory=dict)
     force_async: bool = False
