@@ -735,7 +735,7 @@ async def test_what_happens_while_the_manager_drains_is_returned() -> None:
         return ScriptedDriver.complete_cancel(driver, ENOENT)
 
     async with anyio.create_task_group() as tasks, scripted() as (driver, task):
-        driver.complete_cancel = comes_too_late  # type: ignore[method-assign]
+        driver.complete_cancel = comes_too_late  # type: ignore[assignment,method-assign]
         tasks.start_soon(work)
         await until(lambda: len(driver.pending) == 1)
     assert results == [[11]]
