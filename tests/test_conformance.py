@@ -262,6 +262,31 @@ async def test_a_batch_reads_into_whatever_has_a_buffer(io: AsyncIoManager, fd: 
 
 
 @pytest.mark.anyio
+async def test_a_batch_with_a_buffer_longer_than_a_transfer(io: AsyncIoManager, fd: int) -> None:
+    """Of the memory, only what the file has is ever touched."""
+    with mmap.mmap(-1, 0x7FFFF000 + 1) as long, mmap.mmap(-1, 100) as short:
+        assert await io.readinto_batch([(fd, long, 65000), (fd, short, 4)]) == [536, 100]
+        assert (long[:537], short[:]) == (os.pread(fd, 536, 65000) + b"\0", os.pread(fd, 100, 4))
+        results = await io.readinto_batch([(1 << 20, short, 0), (fd, long, 65532)], return_exceptions=True)
+        assert isinstance(results[0], OSError)
+        assert results[0].errno == errno.EBADF
+        assert (results[1], long[:4]) == (4, os.pread(fd, 4, 65532))
+
+
+@pytest.mark.anyio
+async def test_a_batch_for_which_there_is_no_memory(io: AsyncIoManager, fd: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (1 << 30), hard))
+    try:
+        with pytest.raises(MemoryError):
+            await io.read_batch([(fd, 4, 0), (fd, 0x7FFFF000, 0)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert await io.read_batch([(fd, 4, 0), (fd, 4, 4)]) == [os.pread(fd, 4, 0), os.pread(fd, 4, 4)]
+
+
+@pytest.mark.anyio
 async def test_a_failed_batch_of_plain_reads_tells_which(io: AsyncIoManager, fd: int) -> None:
     asked = [(fd, 100, 0), (1 << 20, 100, 0), (fd, 100, 65500)]
     results = await io.read_batch(asked, return_exceptions=True)
