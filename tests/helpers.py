@@ -198,6 +198,18 @@ class ScriptedDriver:
         os.write(self._in, b"x")
 
 
+class Refusing:
+    """The C library of a ring's driver, but for one function, which answers with an error."""
+
+    def __init__(self, lib: Any, function: str, code: int) -> None:
+        self._lib = lib
+        self._function = function
+        self._code = code
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda *_: -self._code) if name == self._function else getattr(self._lib, name)
+
+
 @asynccontextmanager
 async def scripted(depth: int = 8) -> AsyncIterator[tuple[ScriptedDriver, CompletionTask]]:
     """An owner task on a scripted driver; on leaving, cancel requests succeed."""

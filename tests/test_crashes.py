@@ -15,6 +15,7 @@ import pytest
 from anyio_uring import AsyncIoManager, RwFlags, UringUnavailableError, _fallback, _ring, open_file, open_uring
 from anyio_uring._ring import UringDriver, open_ring
 
+from .helpers import Refusing
 from .programs import blocked_read, run
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -240,14 +241,12 @@ async def test_a_buffer_that_the_kernel_does_not_register_is_plain(
 ) -> None:
     path.write_bytes(b"content")
     async with open_uring(driver="uring") as io:
-
-        def refuse(_: UringDriver, memory: Any) -> int:
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr(UringDriver, "_register_memory", refuse)
+        assert isinstance(io._driver, UringDriver)
+        monkeypatch.setattr(io._driver, "_lib", Refusing(io._driver._lib, "au_set_buffer", code))
         opening = io.buffer_pool(count=1, size=4096)
-        with pytest.warns(RuntimeWarning, match="plain memory"):
+        with pytest.warns(RuntimeWarning, match=f"plain memory: .* refused with {errno.errorcode[code]}"):
             pool = await opening.__aenter__()
+        assert not pool.is_registered
         with path.open("rb") as file, await pool.acquire() as buffer:
             assert await io.readinto(file, buffer, 0) == 7
             assert bytes(buffer.view[:7]) == b"content"

@@ -439,6 +439,18 @@ def test_iopoll_on_this_machine(direct: int, backend: str) -> None:
             anyio.run(read, backend=backend)
 
 
+@pytest.mark.ring
+@pytest.mark.anyio
+@pytest.mark.usefixtures("queues")
+async def test_a_kernel_that_refuses_to_poll_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_ring.SETUP_FLAGS, "IOPOLL", 1 << 31)  # a flag that the kernel does not know
+    with pytest.raises(UringUnavailableError, match="gives a ring, but refused one with iopoll=True, with EINVAL"):
+        async with open_uring(driver="uring", iopoll=True):
+            pass
+    async with open_uring(driver="uring") as io:
+        assert io.driver == "uring"
+
+
 @pytest.mark.anyio
 @pytest.mark.usefixtures("queues")
 async def test_iopoll_refuses_what_cannot_be_polled(driver: Any, path: Path, direct: int) -> None:

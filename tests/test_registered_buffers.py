@@ -22,7 +22,7 @@ from anyio_uring._requests import Opcode
 from anyio_uring._ring import UringDriver
 
 from . import denied
-from .helpers import asyncio_only, in_flight, until
+from .helpers import Refusing, asyncio_only, in_flight, until
 from .programs import run
 
 pytestmark = pytest.mark.anyio
@@ -687,6 +687,25 @@ async def test_a_kernel_without_such_tables(monkeypatch: pytest.MonkeyPatch) -> 
             assert io.features.fixed_buffers is not None
         async with io.buffer_pool(1, 16) as pool:
             assert (pool.is_registered, io.features.fixed_buffers) == (True, "registered")
+
+
+@pytest.mark.ring
+async def test_an_entry_that_the_kernel_does_not_empty_is_not_used_again(
+    file: int, rows: list[tuple[Opcode, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It means the memory of a pool that is no more."""
+    async with open_uring(driver="uring", nowait=False) as io:
+        assert isinstance(io._driver, UringDriver)
+        rows.clear()  # of the proof that the ring works
+        for fails in (True, False, False):
+            with monkeypatch.context() as patch:
+                async with io.buffer_pool(1, 16) as pool:
+                    with await pool.acquire() as buffer:
+                        assert await io.readinto(file, buffer, 4) == 16
+                        assert bytes(buffer.view) == os.pread(file, 16, 4)
+                    if fails:
+                        patch.setattr(io._driver, "_lib", Refusing(io._driver._lib, "au_set_buffer", errno.ENOMEM))
+    assert rows == [(Opcode.READ_FIXED, entry) for entry in (0, 1, 1)]
 
 
 @pytest.mark.ring

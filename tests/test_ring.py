@@ -183,6 +183,14 @@ def test_new_bytes_of_a_batch_belong_to_nobody_else(ring: UringDriver) -> None:
         assert memory == b"a" * len(memory)
 
 
+def test_a_batch_reads_into_nothing_that_is_not_to_be_changed(ring: UringDriver, pipe: tuple[int, int]) -> None:
+    """The verbs have refused such buffers before; the driver does not rely on it."""
+    objects: list[Any] = [bytearray(8), memoryview(b"constant")]
+    batch = Batch(Opcode.READ, [pipe[0]] * 2, Memories(objects, [8, 8]), [0, 0])
+    with pytest.raises(ValueError, match="a batch's buffers are to be writable and contiguous"):
+        ring.prepare(0, batch)
+
+
 def test_closing_gives_back_the_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
     driver = open_ring(64)
