@@ -647,9 +647,7 @@ class UringDriver:
             fd, head = self._place(request, head)
         if request.is_linked:
             head |= SQE_LINK << 8
-        if memory is None:
-            if request.force_async:
-                head |= SQE_ASYNC << 8
+        if memory is None:  # a sync, which is not asked again
             return (user_data, 0, 0, 0, fd, request.op_flags, head), request
         find = self._lib.au_address
         if isinstance(memory, list):
