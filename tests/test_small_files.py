@@ -23,6 +23,8 @@ from anyio_uring._small_files import _FILES_OF_A_CALL
 
 from .helpers import WITHOUT_DEBUG, until
 
+# As it is before conftest.py looks for calls that block: a signal's handler runs within the library's frames.
+unlink = os.unlink
 COUNT = 10_000
 # Longer than a chunk's first read, and than one read at all.
 LARGE = 3_000_001
@@ -317,6 +319,31 @@ async def test_a_file_that_somebody_has_a_lease_of_is_waited_for(io: AsyncIoMana
     finally:
         signal.signal(signal.SIGIO, before)
         os.close(holder)
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_a_file_that_was_removed_instead_of_given_way_for_is_an_error(path: Path, tmp_path: Path) -> None:
+    """Asked for the second time, its name is nobody's."""
+    leased = tmp_path / "leased"
+    leased.write_bytes(b"content")
+    holder = os.open(leased, os.O_RDWR)
+
+    def remove(*_: object) -> None:
+        unlink(leased)
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    before = signal.signal(signal.SIGIO, remove)
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        async with open_uring(driver="uring") as io:
+            results = await io.read_files([leased, path], return_exceptions=True)
+    finally:
+        signal.signal(signal.SIGIO, before)
+        os.close(holder)
+    assert isinstance(results[0], FileNotFoundError)
+    assert results[0].filename == str(leased)
+    assert results[1] == path.read_bytes()
 
 
 @pytest.mark.ring
