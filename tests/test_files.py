@@ -678,6 +678,15 @@ async def test_a_line_end_between_two_pieces(manager: AsyncIoManager | None, pat
         await _compare(path, ("r", -1, "ascii", None, newline), [("readlines", 8000), ("readlines", 1)])
 
 
+@pytest.mark.parametrize("newline", [None, "\r\n"])
+async def test_a_hint_behind_the_first_line_and_inside_the_second(
+    manager: AsyncIoManager | None, path: Path, newline: str | None
+) -> None:
+    _store(path, b"ab\r\n" + b"c" * 300_000 + b"\r\nd\r\ne")
+    results = await _compare(path, ("r", -1, "ascii", None, newline), [("readlines", 5), ("readline",), ("readlines",)])
+    assert [[*map(len, lines)] for lines in (results[0], results[2])] in ([[3, 300_001], [1]], [[4, 300_002], [1]])
+
+
 async def test_the_position_of_what_only_the_end_of_the_file_gives(manager: AsyncIoManager | None, path: Path) -> None:
     """A carriage return there is held back until it is known that no line feed follows; the rest of a letter, too."""
     for encoding, data, reads in (("ascii", b"a\r", [1, 1, 1]), ("utf-8", b"ab\xe2\x82", [2, 1, 1])):
@@ -726,6 +735,19 @@ async def test_what_cannot_be_encoded_writes_nothing(manager: AsyncIoManager | N
                     await file.write("\ud800")
                 assert await file.write(text) == 4
         assert _content(path) == "textmore".encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+async def test_text_that_has_room_but_for_its_bytes_is_written_at_once(
+    manager: AsyncIoManager | None, path: Path, encoding: str
+) -> None:
+    """With one mark of the byte order, which the attempt to put it into the buffer does not use up."""
+    for first, more in (("\u20ac" * 12, "end"), ("ab", "\u20ac" * 12)):
+        steps = [("write", first), ("tell",), ("write", more), ("flush",), ("tell",)]
+        await _compare(path, ("w", 16, encoding), steps)
+        assert _content(path) == (first + more).encode(encoding)
+        await _compare(path, ("w", 16, encoding), [("writelines", [first, more])])
+        assert _content(path) == (first + more).encode(encoding)
 
 
 # --- text ---------------------------------------------------------------------------------------
