@@ -136,6 +136,25 @@ async def test_batches(driver: Any, path: Path, depth: int) -> None:
     assert max(recorder.of("batch")) == min(depth, 32)
 
 
+async def test_buffers_are_registered_as_without_one(driver: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their entry is given up: the second pool finds it."""
+    monkeypatch.setattr("anyio_uring._ring.POOLS_MAX", 1)
+    recorder = Recorder()
+    with path.open("r+b") as file:
+        fd = file.fileno()
+        async with open_uring(driver=driver, nowait=False, instruments=[recorder]) as io:
+            for start in (0, 8192):
+                async with io.buffer_pool(1, 4096) as pool:
+                    assert pool.is_registered is (driver == "uring")
+                    with await pool.acquire() as buffer:
+                        assert await io.readinto(fd, buffer, start) == 4096
+                        assert bytes(buffer.view) == os.pread(fd, 4096, start)
+                        assert await io.write(fd, buffer, start + 4096) == 4096
+                        assert os.pread(fd, 4096, start + 4096) == bytes(buffer.view)
+    told = [(each.opcode, each.offset, each.length) for each in recorder.of("completed")]
+    assert told == [("read", 0, 4096), ("write", 4096, 4096), ("read", 8192, 4096), ("write", 12288, 4096)]
+
+
 async def test_what_the_page_cache_answers(driver: Any, path: Path) -> None:
     recorder = Recorder()
     with path.open("rb") as file:
