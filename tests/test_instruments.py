@@ -20,7 +20,7 @@ from anyio_uring._requests import Opcode, Request
 from anyio_uring._traced_driver import TracedDriver
 from anyio_uring._waiters import current_loop
 
-from .helpers import ScriptedDriver, in_flight, until
+from .helpers import ScriptedDriver, asyncio_only, in_flight, until
 
 pytestmark = pytest.mark.anyio
 
@@ -206,6 +206,38 @@ async def test_what_the_driver_did_not_take_is_told_when_it_does() -> None:
         await until(lambda: len(recorder.of("completed")) == 3)
         await task.aclose()
     assert [*recorder.results().values()] == [5, 6, 7]
+    assert driver.is_closed
+
+
+@asyncio_only
+async def test_of_what_the_driver_has_not_taken_no_cancellation_is_told() -> None:
+    """The collector may close a coroutine while a turn goes on, in which the driver does not take all members."""
+
+    class Closing(Recorder):
+        def operation_submitted(self, operation: OperationTrace) -> None:
+            super().operation_submitted(operation)
+            coroutine.close()
+
+    def cancel_one() -> bool:
+        if driver.cancels:
+            target = driver.complete_cancel(0)
+            if target in driver.pending:
+                driver.complete(-errno.ECANCELED, [*driver.pending].index(target))
+        return len(recorder.results()) == 3
+
+    recorder, driver = Closing(), ScriptedDriver()
+    driver.rows_max = 1
+    task = CompletionTask(TracedDriver(driver, Instruments([recorder])), current_loop())
+    coroutine = task.perform([Request(Opcode.READ, 3, bytearray(10), i) for i in range(3)])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(task.run)
+        coroutine.send(None)
+        await until(cancel_one)
+        await task.aclose()
+    operations = recorder.of("submitted")
+    assert [each.offset for each in operations] == [0, 1, 2]
+    assert [each for each in recorder.events if each[0] == "cancel"] == [("cancel", each) for each in operations]
+    assert recorder.results() == {each.user_data: -errno.ECANCELED for each in operations}
     assert driver.is_closed
 
 

@@ -129,6 +129,7 @@ class TracedDriver:
         taken, completions = self._driver.turn(targets, bare)
         completed_ns = perf_counter_ns()
         for target in targets[:taken]:
+            # None: of what was abandoned within a turn in which the driver did not take it.
             if (trace := self._traces.get(target)) is not None:
                 self._instruments.tell(Instrument.cancellation_submitted, trace)
         if taken > len(targets):
