@@ -6,6 +6,7 @@ import array
 import errno
 import mmap
 import os
+import resource
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
