@@ -98,6 +98,50 @@ def test_behind_a_crash_registered_files_stay_open(backend: str, driver: str) ->
     assert run(REGISTERED, backend, driver).split("\n") == ["broken", "broken", "still open", ""]
 
 
+STRUCK = """
+import os, sys, anyio
+from anyio_uring import open_uring
+from anyio_uring._fallback import ThreadDriver
+from anyio_uring._ring import UringDriver
+backend, driver = sys.argv[1:]
+Driver = UringDriver if driver == "uring" else ThreadDriver
+turn = Driver.turn
+def strike(*_):
+    Driver.turn = turn
+    raise KeyboardInterrupt
+async def main():
+    read_end, write_end = os.pipe()
+    async with open_uring(driver=driver) as io, anyio.create_task_group() as tasks:
+        async def read():
+            try:
+                await io.read(read_end, 1, -1)
+            except anyio.BrokenResourceError as exc:
+                print("reader", repr(exc.__cause__))
+                raise
+        tasks.start_soon(read)
+        while io.statistics().in_flight == 0:
+            await anyio.lowlevel.checkpoint()
+        Driver.turn = strike
+        os.write(write_end, b"x")
+        await anyio.sleep_forever()
+def leaves(exc):
+    return [leaf for one in exc.exceptions for leaf in leaves(one)] if hasattr(exc, "exceptions") else [exc]
+try:
+    anyio.run(main, backend=backend)
+except BaseException as exc:
+    print("at the end", "KeyboardInterrupt" in [type(leaf).__name__ for leaf in leaves(exc)])
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@BACKENDS
+@pytest.mark.parametrize("driver", [pytest.param("uring", marks=pytest.mark.ring), "threads"])
+def test_an_interrupt_of_the_owner_is_heard_by_who_waits_and_ends_the_program(backend: str, driver: str) -> None:
+    """It is no error like others: it goes on to the event loop, besides."""
+    assert run(STRUCK, backend, driver).splitlines() == ["reader KeyboardInterrupt()", "at the end True"]
+
+
 INTERRUPTED = """
 import os, sys, tempfile, anyio
 from anyio_uring import FsyncMode, open_append_log, open_uring
