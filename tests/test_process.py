@@ -109,6 +109,76 @@ def test_a_manager_that_is_abandoned_with_operations_in_flight_crashes_nothing(d
     )
 
 
+# An event loop of asyncio's is closed while a coroutine of a manager's waits for its completion.
+CLOSED_UNDER_IT = """
+import asyncio, gc, os, sys, warnings
+from anyio_uring import open_uring
+
+driver, verb = sys.argv[1:]
+read_end, write_end = os.pipe()
+buffer = bytearray(4096)
+
+async def main():
+    io = await open_uring(driver=driver).__aenter__()
+    if verb == "readinto":
+        coroutine = io.readinto(read_end, buffer, -1)
+    elif verb == "readinto_batch":
+        coroutine = io.readinto_batch([(read_end, buffer, -1)])
+    elif verb == "readinto_batch, in columns":
+        coroutine = io.readinto_batch([(read_end, buffer, 0)])
+    else:
+        (file,) = await io.register_files([read_end]).__aenter__()
+        coroutine = io.readinto(file, buffer, -1)
+    coroutine.send(None)
+    while io.statistics().in_flight < 1:
+        await asyncio.sleep(0)
+    return coroutine
+
+def is_pinned():
+    gc.collect()
+    try:
+        buffer.append(1)
+    except BufferError:
+        return True
+    return False
+
+loop = asyncio.new_event_loop()
+coroutine = loop.run_until_complete(main())
+loop.close()
+del loop
+"""
+
+
+@pytest.mark.parametrize("verb", ["readinto", "readinto_batch", "readinto_batch, in columns", "a registered file"])
+def test_memory_stays_pinned_when_a_coroutine_is_closed_after_its_event_loop(driver: Any, verb: str) -> None:
+    """C2: the kernel has the operation still, and nobody can tell it otherwise any more."""
+    action = """
+coroutine.close()
+print(is_pinned(), flush=True)
+os._exit(0)
+"""
+    assert run(CLOSED_UNDER_IT + action, driver, verb) == "True\n"
+
+
+def test_an_abandoned_manager_that_is_collected_says_so_and_keeps_the_memory(driver: Any) -> None:
+    # anyio itself keeps for ever, by this table, what is in one of its scopes when the loop is closed.
+    action = """
+from anyio._backends import _asyncio
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    del coroutine
+    _asyncio._task_states.clear()
+    print(is_pinned())
+print(*[each.message for each in caught if each.category is ResourceWarning and "anyio_uring" in str(each.message)])
+os.write(write_end, bytes(4096))  # which the kernel may write into that memory
+print(is_pinned(), flush=True)
+os._exit(0)
+"""
+    first, said, last = run(CLOSED_UNDER_IT + action, driver, "readinto").splitlines()
+    assert (first, last) == ("True", "True")
+    assert "abandoned with operations in flight: their memory is never freed" in said
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_keyboard_interrupt_ends_it_well(driver: Any, backend: str) -> None:
     """Twenty tasks read, five are blocked, and the signal comes at some moment of it."""

@@ -548,7 +548,11 @@ class CompletionTask:
             take_back(operation.requests, operation.results)  # C9
             return targets
         is_waiting_for_room = operation.rows is None
-        if self._abort(operation) or (is_waiting_for_room and not operation.is_certain):
+        try:
+            never_happens = self._abort(operation)
+        except RuntimeError:  # the event loop is closed, and hears no doorbell
+            never_happens = False
+        if never_happens or (is_waiting_for_room and not operation.is_certain):
             return targets
         keep(operation.requests)
         if self._crash is not None:
