@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1237,11 +1237,16 @@ async def test_a_native_cancellation_beside_a_scopes_ends_the_task(
 
 @asyncio_only
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="before it nobody counts cancellations")
-async def test_a_native_cancellation_behind_a_scope_that_was_left(io: AsyncIoManager, pipe: tuple[int, int]) -> None:
+@pytest.mark.parametrize("between", [0, 2])  # scopes that nobody has cancelled, between that one and the wait
+async def test_a_native_cancellation_behind_a_scope_that_was_left(
+    io: AsyncIoManager, pipe: tuple[int, int], between: int
+) -> None:
     """It comes once more, and not as the scope's: the next task group would take it for its own."""
 
     async def work() -> None:
-        with scope:
+        with scope, ExitStack() as inner:
+            for _ in range(between):
+                inner.enter_context(anyio.CancelScope())
             await _certain_read(io, pipe[0])
         async with anyio.create_task_group():
             await asyncio.sleep(3600)

@@ -272,7 +272,7 @@ class _TrioLoop:
 
     def wake(self, sleeper: Sleeper) -> None:
         sleeper.is_awake = True
-        if sleeper.waiter is not None:
+        if sleeper.waiter is not None:  # pragma: no branch - a safety net: whoever can be woken sleeps
             self.lowlevel.reschedule(sleeper.waiter)
 
     def has_left(self, sleeper: Sleeper) -> bool:  # noqa: ARG002 - trio calls abort() in the very pass
@@ -494,12 +494,12 @@ class _AsyncioCancellation:
             self._cancelled = cancelled  # nobody counts, and anyio repeats its own by itself
             return
         self._native, self._scope = cancelled, _cancelled_around(within)
-        if not hasattr(within, _COUNTS):
+        if not hasattr(within, _COUNTS):  # pragma: no cover - anyio before 4.16
             self._forgotten = cancelled
 
     def deliver(self) -> NoReturn:
         cancelled = self._cancelled
-        if self._forgotten is not None:
+        if self._forgotten is not None:  # pragma: no cover - anyio before 4.16
             self._ask_again(self._forgotten)
         try:
             raise cancelled
