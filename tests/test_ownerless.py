@@ -15,8 +15,10 @@ import pytest
 from anyio_uring import AsyncIoManager, ChainError, open_uring
 from anyio_uring._core import manager_for
 from anyio_uring._ownerless import OwnerlessExecutor
+from anyio_uring._waiters import _Job
 
 from .helpers import asyncio_only, every_loop, until
+from .programs import run
 
 anyio_backend = every_loop
 
@@ -176,6 +178,24 @@ async def test_where_no_descriptor_is_free_to_wait_with_it_is_an_error(
     assert await io.read(pipe[0], 1, -1) == b"x"
 
 
+async def test_a_descriptor_that_is_closed_before_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the attempt that found nothing to read and the wait, by another thread: as if it had been closed before."""
+    io = _without_page_cache()
+    read_end, write_end = os.pipe()
+    dup = os.dup
+
+    def closed_meanwhile(fd: int) -> int:
+        monkeypatch.undo()
+        os.close(fd)
+        return dup(fd)
+
+    monkeypatch.setattr(os, "dup", closed_meanwhile)
+    with pytest.raises(OSError) as caught:
+        await io.read(read_end, 1, -1)
+    assert caught.value.errno == errno.EBADF
+    os.close(write_end)
+
+
 class _Held:
     """A thread job that has begun and ends when it is told to."""
 
@@ -254,6 +274,61 @@ async def test_a_close_is_certain_where_no_thread_is_free() -> None:
     assert outcome == ["closed"], "C7: the cancellation strikes at the next checkpoint"
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+@asyncio_only
+async def test_a_close_that_its_thread_comes_too_late_for_happens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled when a thread has the job and has not begun it, it is done here: the number may mean another file then."""
+    held, has_ended = _Held(), threading.Event()
+    run_job = _Job.run
+
+    def late(job: Any) -> None:
+        held()
+        run_job(job)
+        has_ended.set()
+
+    io = manager_for(None, anyio.CapacityLimiter(1))
+    fd = os.open(".", os.O_RDONLY)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Job, "run", late)
+        task = asyncio.ensure_future(io.close(fd))
+        await until(held.has_begun.is_set)
+        task.cancel()
+        await asyncio.wait([task])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    again = os.open(".", os.O_RDONLY)
+    assert again == fd
+    held.may_end.set()
+    await until(has_ended.is_set)
+    os.fstat(again)
+    os.close(again)
+
+
+FORKED = """
+import anyio, os, sys
+from anyio_uring import open_file
+
+path, backend = sys.argv[1:]
+file = anyio.run(open_file, path, "r+b", backend=backend)
+child = os.fork()
+if not child:
+    for verb, *arguments in ((file.pread, 4, 4), (file.pwrite, b"child", 4)):
+        try:
+            anyio.run(verb, *arguments, backend=backend)
+        except RuntimeError as exc:
+            print(exc, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(os.pread(file.fileno(), 4, 4))
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_forked_child_is_refused(path: Path, backend: str) -> None:
+    """Also where it has an event loop of its own."""
+    said = "this file or manager belongs to the parent process: open a new one in the forked child"
+    assert run(FORKED, path, backend).splitlines() == [said, said, repr((1).to_bytes(4, "big"))]
 
 
 async def test_another_thread_is_refused(path: Path) -> None:

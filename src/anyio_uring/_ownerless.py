@@ -107,12 +107,16 @@ class OwnerlessExecutor:
             raise RuntimeError("this file or manager belongs to the parent process: open a new one in the forked child")
 
     async def perform(
-        self, requests: Requests, *, has_passed: bool = False, is_chain: bool = False, is_certain: bool = False
+        self,
+        requests: Requests,
+        *,
+        has_passed: bool = False,  # noqa: ARG002 - waiting for a thread is a cancellation point anyhow
+        is_chain: bool = False,
+        is_certain: bool = False,
     ) -> list[int]:
         self.check()
         if not requests:
-            if not has_passed:
-                await self._loop.checkpoint()  # C1
+            await self._loop.checkpoint()  # C1
             return []
         targets = hold(requests)
         try:
