@@ -480,6 +480,29 @@ async def test_readers_and_writers_of_one_socket_wait_for_themselves(seed: int) 
                 received += len(await io.read(far, 1 << 16, -1))
 
 
+@pytest.mark.anyio
+async def test_a_device_that_is_not_ready_and_that_nobody_can_wait_for_is_asked_again(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = 3
+    preadv = os.preadv
+
+    def not_ready(fd: int, *arguments: Any) -> int:
+        nonlocal refusals
+        if refusals and fd == file.fileno():
+            refusals -= 1
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return preadv(fd, *arguments)
+
+    with open("/dev/zero", "rb") as file:
+        with select.epoll() as epoll, pytest.raises(PermissionError):
+            epoll.register(file, select.EPOLLIN)
+        monkeypatch.setattr(os, "preadv", not_ready)
+        async with open_uring(driver=FakeRing(seed), nowait=False) as io:
+            assert await io.read(file, 4, -1) == bytes(4)
+    assert refusals == 0
+
+
 # --- its face ---------------------------------------------------------------------------------------------
 
 
@@ -682,6 +705,12 @@ def test_it_leaves_no_descriptor_where_there_is_no_room_for_all(seed: int, monke
         _open(FakeRing(seed))
     assert caught.value.errno == errno.EMFILE
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_system_without_epoll_is_told_so(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "epoll")
+    with pytest.raises(NotImplementedError, match=r"needs epoll\(7\)"):
+        _open(FakeRing(seed))
 
 
 def test_the_public_names_are_documented() -> None:

@@ -281,6 +281,7 @@ def test_a_forked_child_opens_a_manager_of_its_own(driver: Any, backend: str) ->
     )
 
 
+@pytest.mark.parametrize("driver", ["uring", "threads", "fake"])
 def test_a_forked_child_whose_stack_unwinds_ends(driver: Any) -> None:
     """
     It has inherited the wait for an operation, and the end of the block; the completion is the parent's.
@@ -291,11 +292,14 @@ def test_a_forked_child_whose_stack_unwinds_ends(driver: Any) -> None:
         """
         import anyio, os, sys
         from anyio_uring import open_uring
+        from anyio_uring.testing import FakeRing
+
+        driver = FakeRing(1) if sys.argv[1] == "fake" else sys.argv[1]
 
         async def main():
             global child
             read_end, _ = os.pipe()
-            async with open_uring(driver=sys.argv[1]) as io, anyio.create_task_group() as tasks:
+            async with open_uring(driver=driver) as io, anyio.create_task_group() as tasks:
                 tasks.start_soon(io.read, read_end, 100, -1)
                 while io.statistics().in_flight < 1:
                     await anyio.lowlevel.checkpoint()
