@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import os
 import resource
@@ -9,6 +10,7 @@ import select
 import signal
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,31 @@ async def test_current_skips_managers_that_were_closed_meanwhile(driver: Any) ->
             await anyio.wait_all_tasks_blocked()
         closed.set()
     assert seen == [inner, outer]
+
+
+@types.coroutine
+def _within(context: contextvars.Context, awaitable: Any) -> Any:
+    """Await in another context of variables, as some frameworks enter what tests and requests are given."""
+    steps, value = awaitable.__await__(), None
+    while True:
+        try:
+            step = context.run(steps.send, value)
+        except StopIteration as exc:
+            return exc.value
+        value = yield step
+
+
+async def test_a_manager_that_was_opened_in_another_context_leaves_this_ones_alone(driver: Any) -> None:
+    elsewhere = contextvars.copy_context()
+    async with open_uring(driver=driver) as io:
+        opening = open_uring(driver=driver)
+        other = await _within(elsewhere, opening.__aenter__())
+        assert current() is io
+        assert elsewhere.run(current) is other
+        await opening.__aexit__(None, None, None)
+        assert current() is io
+        with pytest.raises(LookupError):
+            elsewhere.run(current)
 
 
 async def test_what_opens_a_manager_is_entered_once(driver: Any) -> None:
