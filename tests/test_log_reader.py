@@ -149,11 +149,12 @@ async def test_what_is_written_while_its_damage_is_being_proved_is_no_damage(
 
     async def write_meanwhile(self: LogScanner, header: FileHeader) -> bool:
         found = await is_damaged(self, header)
-        path.write_bytes(whole)
+        await io.write_all(file, whole, 0)
         return found
 
     monkeypatch.setattr(LogScanner, "_is_damaged", write_meanwhile)
-    assert await _read(io, path) == (records, None)
+    with path.open("r+b") as file:
+        assert await _read(io, path) == (records, None)
 
 
 async def test_the_proof_is_found_however_far_behind(io: AsyncIoManager, tmp_path: Path) -> None:
