@@ -347,6 +347,23 @@ async def test_a_commit_that_cannot_be_made_up_is_lost(
     assert (statistics.appends, statistics.waiting, statistics.failed) == (1, 0, 3 if ending else 4)
 
 
+async def test_a_close_that_fails_is_told_at_the_end_of_the_block(
+    io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aclose = LogFile.aclose
+
+    async def fails(self: LogFile) -> None:
+        await aclose(self)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(LogFile, "aclose", fails)
+    with pytest.raises(OSError) as caught:
+        async with open_append_log(tmp_path / "log", io=io) as log:
+            await log.append(b"acknowledged")
+    assert caught.value.errno == errno.EIO
+    assert [record for _, record in await contents(tmp_path / "log")] == [b"acknowledged"]
+
+
 @asyncio_only
 async def test_a_rotation_whose_task_is_cancelled_with_all_others(io: AsyncIoManager, tmp_path: Path) -> None:
     """As asyncio.run() does at its end: whoever asked for it hears of that, and the log goes on in its file."""

@@ -105,7 +105,7 @@ class Readiness:
                 else:
                     self._epoll.unregister(fd)
             except FileNotFoundError:  # it is not watched: never was, or was closed meanwhile
-                if events:
+                if events:  # pragma: no branch - a number that means another file by now, and nobody waits
                     self._epoll.register(fd, events)
         except OSError:
             return False  # EBADF: closed meanwhile; EPERM: a device without poll
