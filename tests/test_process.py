@@ -109,6 +109,51 @@ def test_a_manager_that_is_abandoned_with_operations_in_flight_crashes_nothing(d
     )
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_loop_in_another_thread_goes_on_when_the_main_thread_has_ended(driver: Any, backend: str) -> None:
+    """
+    What has been parked completes then, too.
+
+    No thread is started by one that the interpreter does not wait for: it might be ending, and up to Python 3.11 it
+    crashes if a thread starts meanwhile.
+    """
+    out = run(
+        """
+        import anyio, os, sys, threading
+        from anyio_uring import open_uring
+
+        read_end, write_end = os.pipe()
+        started_by = set()
+
+        class Thread(threading.Thread):
+            def start(self):
+                started_by.add(threading.current_thread())
+                super().start()
+
+        async def main():
+            async with open_uring(driver=sys.argv[1]) as io, anyio.create_task_group() as tasks:
+                async def read():
+                    print(await io.read(read_end, 10, -1))
+                tasks.start_soon(read)
+                while not (io.statistics().in_flight and (sys.argv[1] == "uring" or io._driver._parked)):
+                    await anyio.sleep(0.001)
+                is_in_flight.set()
+                while threading.main_thread().is_alive():
+                    await anyio.sleep(0.001)
+                threading.Thread = Thread
+                os.write(write_end, b"late")
+            print(started_by == ({threading.current_thread()} if sys.argv[1] == "threads" else set()) or started_by)
+
+        is_in_flight = threading.Event()
+        threading.Thread(target=anyio.run, args=(main,), kwargs={"backend": sys.argv[2]}).start()
+        assert is_in_flight.wait(20)
+        """,
+        driver,
+        backend,
+    )
+    assert out == "b'late'\nTrue\n"
+
+
 # An event loop of asyncio's is closed while a coroutine of a manager's waits for its completion.
 CLOSED_UNDER_IT = """
 import asyncio, gc, os, sys, warnings

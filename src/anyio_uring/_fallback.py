@@ -221,7 +221,10 @@ class ThreadDriver:
                 (self._linked if row.follows else self._todo)[row.user_data] = row
             self._signal.clear()
             done, self._done = self._done, []
-            self._wake_workers()
+            if not self._wake_workers():
+                while self._todo:  # RLIMIT_NPROC
+                    _, row = self._todo.popitem(last=False)
+                    self._finish(row, _NO_THREAD)
         return len(targets) + len(rows), answered + done if answered else done
 
     def _answer_cached(self, rows: list[_Row], answered: list[int]) -> list[_Row]:
@@ -312,29 +315,30 @@ class ThreadDriver:
         self._crash = crash
         self._signal.set()
 
-    def _wake_workers(self) -> None:
+    def _wake_workers(self) -> bool:
+        """Ask for workers; False if rows wait and nobody will take them."""
         for _ in range(min(self._workers - len(self._jobs), len(self._todo))):
             if not self._start_job():
                 break
-        if not self._jobs:
-            while self._todo:  # RLIMIT_NPROC; those who run take all that waits, if there is one
-                _, row = self._todo.popitem(last=False)
-                self._finish(row, _NO_THREAD)
+        return bool(self._jobs) or not self._todo
 
     def _start_job(self) -> bool:
         """Have a worker take rows; False if there is no thread to be had."""
         job = object()
-        self._jobs.add(job)
         try:
             self._executor.submit(self._work, job)
         except RuntimeError:
+            # What was submitted is in the executor's queue all the same, and means nothing.
+            if threading.current_thread() is self._poller:
+                # Maybe the interpreter ends.  It does not wait for the poller, and up to Python 3.11 a thread that
+                # is started while it ends may crash it.
+                return False
             try:
                 # The main thread has ended, and an event loop in another one goes on.
-                threading.Thread(target=self._work, args=(job,), daemon=True).start()
+                threading.Thread(target=self._work, args=(job,)).start()
             except RuntimeError:
-                # No thread was started.  What was submitted is in the executor's queue all the same, and means nothing.
-                self._jobs.remove(job)
                 return False
+        self._jobs.add(job)
         return True
 
     # --- in other threads -------------------------------------------------------------------------
@@ -408,7 +412,8 @@ class ThreadDriver:
                 others = select.POLLOUT if row.request.opcode in _READS else select.POLLIN
                 if ready.get(row.request.fd, 0) & ~others:
                     self._todo[row.user_data] = self._parked.pop(row.user_data)
-            self._wake_workers()
+            if not self._wake_workers():
+                self._signal.set()  # the event loop's thread may start others
 
 
 class _Signal:
