@@ -7,7 +7,7 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,8 @@ import anyio
 import attrs
 import pytest
 
-from anyio_uring import AsyncIoManager, BatchError, Instrument, OperationTrace, open_uring
-from anyio_uring._requests import Opcode
+from anyio_uring import AsyncIoManager, BatchError, Instrument, OperationTrace, _path_calls, open_uring
+from anyio_uring._requests import Call, Opcode
 from anyio_uring._ring import UringDriver
 from anyio_uring._small_files import _FILES_OF_A_CALL
 
@@ -300,49 +300,68 @@ async def test_a_manager_that_ends_while_a_thread_reads_leaves_none_open(path: P
     assert _targets().count(str(path)) == _targets().count(str(fifo)) == 0
 
 
-@pytest.mark.anyio
-async def test_a_file_that_somebody_has_a_lease_of_is_waited_for(io: AsyncIoManager, tmp_path: Path) -> None:
+# And what its holder does before it gives way.
+Leased = tuple[Path, list[Callable[[], object]]]
+
+
+@pytest.fixture
+def leased(tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Leased]:
+    """
+    A file that somebody has a lease of.
+
+    On threads the holder gives way when it is told; on the ring not before the file is asked for again, this time to be
+    waited for.
+    """
     path = tmp_path / "leased"
     path.write_bytes(b"content")
     holder = os.open(path, os.O_RDWR)
+    steps: list[Callable[[], object]] = []
+    gave_way: list[bool] = []
 
-    def give_way(*_: object) -> None:
+    def give_way() -> None:
+        for step in steps:
+            step()
         fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         gave_way.append(True)
 
-    gave_way: list[bool] = []
-    before = signal.signal(signal.SIGIO, give_way)
+    def tell(*_: object) -> None:
+        if driver == "threads":
+            give_way()
+
+    def open_again(path: Any, flags: int, *args: Any, **kwargs: Any) -> Call:
+        if not flags & os.O_NONBLOCK:
+            give_way()
+        return open_file(path, flags, *args, **kwargs)
+
+    open_file = _path_calls.open_file
+    if driver == "uring":
+        monkeypatch.setattr(_path_calls, "open_file", open_again)
+    before = signal.signal(signal.SIGIO, tell)
     try:
         fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        assert await io.read_files([path]) == [b"content"]
-        assert gave_way
+        yield path, steps
+        assert gave_way == [True]
     finally:
         signal.signal(signal.SIGIO, before)
         os.close(holder)
+
+
+@pytest.mark.anyio
+async def test_a_file_that_somebody_has_a_lease_of_is_waited_for(io: AsyncIoManager, leased: Leased) -> None:
+    path, _ = leased
+    assert await io.read_files([path]) == [b"content"]
 
 
 @pytest.mark.ring
 @pytest.mark.anyio
-async def test_a_file_that_was_removed_instead_of_given_way_for_is_an_error(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("driver", ["uring"])
+async def test_a_file_that_was_removed_meanwhile_is_an_error(io: AsyncIoManager, path: Path, leased: Leased) -> None:
     """Asked for the second time, its name is nobody's."""
-    leased = tmp_path / "leased"
-    leased.write_bytes(b"content")
-    holder = os.open(leased, os.O_RDWR)
-
-    def remove(*_: object) -> None:
-        unlink(leased)
-        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-
-    before = signal.signal(signal.SIGIO, remove)
-    try:
-        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        async with open_uring(driver="uring") as io:
-            results = await io.read_files([leased, path], return_exceptions=True)
-    finally:
-        signal.signal(signal.SIGIO, before)
-        os.close(holder)
+    gone, steps = leased
+    steps.append(lambda: unlink(gone))
+    results = await io.read_files([gone, path], return_exceptions=True)
     assert isinstance(results[0], FileNotFoundError)
-    assert results[0].filename == str(leased)
+    assert results[0].filename == str(gone)
     assert results[1] == path.read_bytes()
 
 
