@@ -100,7 +100,8 @@ def test_checksums_say_what_could_not_be_read(backend: str, driver: str, tmp_pat
     (tmp_path / "good").write_bytes(b"content")
     printed = programs.run(
         """
-import contextlib, io, os, runpy
+import contextlib, io, logging, os, runpy
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # in its debug mode it tells of what was slow
 walk, isfile = os.walk, os.path.isfile
 os.walk = lambda top, onerror: [*walk(top, onerror=onerror), (top, [], ["gone"])]
 os.path.isfile = lambda path: path.endswith("gone") or isfile(path)
