@@ -44,7 +44,7 @@ async def _run(driver: Any, batches: list[list[tuple[int, int]]], base: int, lim
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=settings().max_examples // 8)
 @given(batches=st.lists(REQUESTS, max_size=4), base=st.integers(0, 2**64), limits=LIMITS)
 def test_batches_give_what_a_slice_gives(
     backend: str, driver: Any, batches: list[list[tuple[int, int]]], base: int, limits: dict[str, int]

@@ -99,7 +99,7 @@ def test_the_environment(environ: dict[str, str]) -> None:
     assert not complaint or any(name in complaint for name in environ)
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings().max_examples // 10)
 @given(st.binary(max_size=300), st.integers(0, 200), st.booleans())
 def test_a_file_that_is_no_log_or_a_damaged_one(data: bytes, at: int, is_log: bool) -> None:
     """Reading gives records that were appended, in order, or says that it is corrupt; opening does the same."""
@@ -225,7 +225,7 @@ def test_the_verbs(driver: Any, backend: str) -> None:
                 assert await io.read(file, 6, 100) == b"behind"
                 assert io.statistics().in_flight == 0
 
-    @settings(max_examples=30)
+    @settings(max_examples=settings().max_examples // 10)
     @given(_calls())
     def fuzz(calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> None:
         before = os.getcwd()

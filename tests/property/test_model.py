@@ -72,7 +72,7 @@ async def _run(driver: Any, operations: list[tuple[str, Any, Any]], depth: int) 
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings().max_examples // 8)
 @given(operations=st.lists(OPERATIONS, max_size=25), depth=st.integers(1, 20))
 def test_a_file_is_what_the_model_says(
     driver: Any, backend: str, operations: list[tuple[str, Any, Any]], depth: int
