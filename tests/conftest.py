@@ -22,7 +22,7 @@ from .helpers import BACKENDS, driver_name
 # No deadlines: they are timing.  The suite tries the same examples each time, so that what it says is about the change
 # it is run for; nox -s property, which takes the second one, looks for others.
 settings.register_profile("fast", max_examples=300, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=4_000, deadline=None)
+settings.register_profile("thorough", max_examples=10_000, deadline=None)
 settings.load_profile("fast")
 
 
