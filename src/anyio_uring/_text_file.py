@@ -1,8 +1,9 @@
 """Text over bytes: what ``io.TextIOWrapper`` does, with the standard library's codecs and newline decoder.
 
 Bytes are decoded in pieces of the same size as there, so errors, and what a write between two reads hits, are the
-same, too; not with a ``buffering`` that is no multiple of 8192, where a piece ends with what was read ahead.  For one
-task at a time; it knows nothing of descriptors, locks or checkpoints.
+same, too; not behind a ``read()`` of more than 8192 characters, for which there are larger pieces there, nor with a
+``buffering`` that is no multiple of 8192, where a piece ends with what was read ahead.  For one task at
+a time; it knows nothing of descriptors, locks or checkpoints.
 
 A read that is cancelled, or fails for another reason than its text, has consumed nothing.
 """

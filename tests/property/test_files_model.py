@@ -175,6 +175,11 @@ def _sees_buffers(verb: str, mode: str) -> bool:
     return verb == "read1" or (mode[0] == "a" and (is_reading or verb in {"tell", "seek", "mark", "truncate"}))
 
 
+def _reads_far(verb: str, arguments: tuple[Any, ...], mode: str) -> bool:
+    """Whether it reads a text that is longer than one of our pieces."""
+    return "b" not in mode and verb == "read" and max((0, *arguments)) > 8192
+
+
 async def _compare_once(model: BuiltIn, ours: Ours, expected: Any, actual: Any) -> None:
     """Compare what one operation gave, of which the beginning is everybody's; and go on from the same position."""
     if isinstance(expected, tuple) and isinstance(expected[0], int):
@@ -213,7 +218,11 @@ async def _run(driver: Any, content: bytes, steps: list[Step], mode: str, option
 
 
 async def _compare(model: BuiltIn, ours: Ours, steps: list[Step], mode: str, *, is_exact: bool) -> None:
+    is_far = False
     for number, (verb, arguments) in enumerate(steps):
+        if is_far and verb in {"write", "writelines"}:
+            return  # the built-in file reads large texts in larger pieces, and this goes behind the last one
+        is_far = is_far or _reads_far(verb, arguments, mode)
         if _sees_buffers(verb, mode):
             assert await ours.outcome("flush", ()) == model.outcome("flush", ())
         expected = model.outcome(verb, arguments)
