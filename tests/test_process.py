@@ -133,7 +133,10 @@ def test_a_loop_in_another_thread_goes_on_when_the_main_thread_has_ended(driver:
         async def main():
             async with open_uring(driver=sys.argv[1]) as io, anyio.create_task_group() as tasks:
                 async def read():
-                    print(await io.read(read_end, 10, -1))
+                    try:
+                        print(await io.read(read_end, 10, -1))
+                    except OSError as exc:
+                        print(exc)
                 tasks.start_soon(read)
                 while not (io.statistics().in_flight and (sys.argv[1] == "uring" or io._driver._parked)):
                     await anyio.sleep(0.001)
@@ -151,7 +154,12 @@ def test_a_loop_in_another_thread_goes_on_when_the_main_thread_has_ended(driver:
         driver,
         backend,
     )
-    assert out == "b'late'\nTrue\n"
+    result, is_by_owner = out.splitlines()
+    if driver == "threads" and (3, 12, 0) <= sys.version_info < (3, 12, 2):
+        assert "no thread could be started" in result, "these start none from then on (python/cpython#113964)"
+    else:
+        assert result == "b'late'"
+    assert is_by_owner == "True"
 
 
 # An event loop of asyncio's is closed while a coroutine of a manager's waits for its completion.
