@@ -98,7 +98,19 @@ def test_behind_a_crash_registered_files_stay_open(backend: str, driver: str) ->
     assert run(REGISTERED, backend, driver).split("\n") == ["broken", "broken", "still open", ""]
 
 
-STRUCK = """
+# The end of programs that are interrupted somewhere in their main().
+RUN_UNTIL_INTERRUPTED = """
+def leaves(exc):
+    return [leaf for one in exc.exceptions for leaf in leaves(one)] if hasattr(exc, "exceptions") else [exc]
+try:
+    anyio.run(main, backend=backend)
+except BaseException as exc:
+    print("at the end", "KeyboardInterrupt" in [type(leaf).__name__ for leaf in leaves(exc)])
+"""
+
+
+STRUCK = (
+    """
 import os, sys, anyio
 from anyio_uring import open_uring
 from anyio_uring._fallback import ThreadDriver
@@ -124,15 +136,12 @@ async def main():
         Driver.turn = strike
         os.write(write_end, b"x")
         await anyio.sleep_forever()
-def leaves(exc):
-    return [leaf for one in exc.exceptions for leaf in leaves(one)] if hasattr(exc, "exceptions") else [exc]
-try:
-    anyio.run(main, backend=backend)
-except BaseException as exc:
-    print("at the end", "KeyboardInterrupt" in [type(leaf).__name__ for leaf in leaves(exc)])
-sys.stdout.flush()
+"""
+    + RUN_UNTIL_INTERRUPTED
+    + """sys.stdout.flush()
 os._exit(0)
 """
+)
 
 
 @BACKENDS
@@ -142,7 +151,8 @@ def test_an_interrupt_of_the_owner_is_heard_by_who_waits_and_ends_the_program(ba
     assert run(STRUCK, backend, driver).splitlines() == ["reader KeyboardInterrupt()", "at the end True"]
 
 
-INTERRUPTED = """
+INTERRUPTED = (
+    """
 import os, sys, tempfile, anyio
 from anyio_uring import FsyncMode, open_append_log, open_uring
 from tests.helpers import until
@@ -173,14 +183,11 @@ async def main():
                 gate.set()
                 if where != "end":  # of the block, while both are under way
                     await anyio.sleep_forever()
-def leaves(exc):
-    return [leaf for one in exc.exceptions for leaf in leaves(one)] if hasattr(exc, "exceptions") else [exc]
-try:
-    anyio.run(main, backend=backend)
-except BaseException as exc:
-    print("at the end", "KeyboardInterrupt" in [type(leaf).__name__ for leaf in leaves(exc)])
-print("open", [name for fd in os.listdir("/proc/self/fd") if "/log" in (name := os.path.realpath("/proc/self/fd/" + fd))])
 """
+    + RUN_UNTIL_INTERRUPTED
+    + """print("open", [name for fd in os.listdir("/proc/self/fd") if "/log" in (name := os.path.realpath("/proc/self/fd/" + fd))])
+"""
+)
 
 
 @BACKENDS

@@ -516,29 +516,34 @@ async def test_what_was_allocated_before_room_ran_out_is_given_back(
     assert [record for _, record in await contents(tmp_path / "log")] == [b"1", b"2"]
 
 
+def _refuse(monkeypatch: pytest.MonkeyPatch, opcode: Opcode, number: int) -> list[Any]:
+    """Have path operations of one kind fail; return the list that they will be in."""
+    surely, refused = Performer.surely, []
+
+    async def refuses(self: Performer, call: Any) -> int:
+        if call.opcode is not opcode:
+            return await surely(self, call)
+        refused.append(call)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Performer, "surely", refuses)
+    return refused
+
+
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS])
 async def test_where_nothing_can_be_allocated_the_log_goes_on_without(
     io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """NFS before 4.2 and some FUSE filesystems cannot; a file is asked once, and one behind a rotation anew."""
-    surely, refused = Performer.surely, 0
-
-    async def refuses(self: Performer, call: Any) -> int:
-        nonlocal refused
-        if call.opcode is not Opcode.FALLOCATE:
-            return await surely(self, call)
-        refused += 1
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(Performer, "surely", refuses)
+    refused = _refuse(monkeypatch, Opcode.FALLOCATE, number)
     async with open_append_log(tmp_path / "log", io=io, preallocate=4096) as log:
         for _ in range(3):
             await log.append(bytes(5000))
             assert (tmp_path / "log").stat().st_size == log.end
-        assert refused == 1
+        assert len(refused) == 1
         await log.rotate(tmp_path / "next")
         await log.append(bytes(5000))
-        assert refused == 2
+        assert len(refused) == 2
     assert [len(record) for _, record in await contents(tmp_path / "log")] == [5000] * 3
     assert [len(record) for _, record in await contents(tmp_path / "next")] == [5000]
 
@@ -571,21 +576,12 @@ async def test_a_rotation_where_a_rename_may_replace_something(
     io: AsyncIoManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some filesystems have no RENAME_NOREPLACE, and answer so; links they have."""
-    surely, refused = Performer.surely, 0
-
-    async def refuses(self: Performer, call: Any) -> int:
-        nonlocal refused
-        if call.opcode is not Opcode.RENAMEAT:
-            return await surely(self, call)
-        refused += 1
-        raise OSError(errno.EINVAL, "Invalid argument")
-
-    monkeypatch.setattr(Performer, "surely", refuses)
+    refused = _refuse(monkeypatch, Opcode.RENAMEAT, errno.EINVAL)
     async with open_append_log(tmp_path / "log", io=io) as log:
         await log.rotate(tmp_path / "next")
         with pytest.raises(FileExistsError):
             await log.rotate(tmp_path / "log")
-        assert refused == 2
+        assert len(refused) == 2
         assert await log.append(b"x") == HEADER_SIZE
     assert await contents(tmp_path / "next") == [(HEADER_SIZE, b"x")]
     assert sorted(os.listdir(tmp_path)) == ["log", "next"]
