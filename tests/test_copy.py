@@ -207,6 +207,8 @@ async def test_a_file_that_says_it_is_longer_is_read_to_its_end(io: AsyncIoManag
     source = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not source.exists():
         source = Path("/sys/devices/system/cpu/online")
+    if not source.exists():
+        pytest.skip("/sys is not mounted, and only its files say that they are longer than they are")
     content = source.read_bytes()
     assert 0 < len(content) < source.stat().st_size
     reports: list[int] = []
