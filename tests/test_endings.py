@@ -98,8 +98,6 @@ print("good")
 @BACKENDS
 def test_the_interpreter_ends_while_another_thread_works(driver: Any, backend: str, seed: int) -> None:
     """A daemon thread's loop, manager and operations are stopped wherever they are."""
-    if sys.version_info < (3, 11):
-        pytest.skip("Python 3.10 crashes now and then where it ends beside a daemon thread")
     run_load(
         """
 import time

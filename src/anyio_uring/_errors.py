@@ -22,7 +22,10 @@ def describe(code: int) -> str:
     """
     text = os.strerror(code)
     if code == errno.ECANCELED:
-        text += ", though nobody asked for it: most likely no thread could be started; raise RLIMIT_NPROC (ulimit -u)"
+        text += (
+            ", though nobody asked for it: most likely no thread could be started;"
+            " raise RLIMIT_NPROC (ulimit -u), unless the interpreter is ending"
+        )
     return text
 
 

@@ -329,9 +329,9 @@ class ThreadDriver:
             self._executor.submit(self._work, job)
         except RuntimeError:
             # What was submitted is in the executor's queue all the same, and means nothing.
-            if threading.current_thread() is self._poller:
-                # Maybe the interpreter ends.  It does not wait for the poller, and up to Python 3.11 a thread that
-                # is started while it ends may crash it.
+            if threading.current_thread().daemon:
+                # The interpreter does not wait for this one when it ends, and up to Python 3.11 a thread that is
+                # started meanwhile may crash it.
                 return False
             try:
                 # The main thread has ended, and an event loop in another one goes on.
