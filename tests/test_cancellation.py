@@ -724,21 +724,22 @@ async def test_a_crash_while_the_manager_drains() -> None:
     forgive(task, driver)
 
 
-async def test_what_happens_while_the_manager_drains_is_returned() -> None:
+@pytest.mark.parametrize("result", [11, EIO])
+async def test_what_happens_while_the_manager_drains_is_returned(result: int) -> None:
     results: list[Any] = []
 
     async def work() -> None:
         results.append(await task.perform([_request()]))
 
     def comes_too_late(_: int) -> int:
-        driver.complete(11)
+        driver.complete(result)
         return ScriptedDriver.complete_cancel(driver, ENOENT)
 
     async with anyio.create_task_group() as tasks, scripted() as (driver, task):
         driver.complete_cancel = comes_too_late  # type: ignore[assignment,method-assign]
         tasks.start_soon(work)
         await until(lambda: len(driver.pending) == 1)
-    assert results == [[11]]
+    assert results == [[result]]
 
 
 def forgive(task: CompletionTask, driver: ScriptedDriver) -> None:

@@ -85,6 +85,22 @@ async def test_what_the_cache_has_in_part_comes_whole_from_the_driver(io: AsyncI
 
 
 @pytest.mark.anyio
+async def test_what_comes_into_the_cache_meanwhile(io: AsyncIoManager, fd: int) -> None:
+    """Read by two tasks in one pass of the loop: threads answer both without a worker."""
+    contents: dict[int, bytes] = {}
+
+    async def read(offset: int) -> None:
+        contents[offset] = await io.read(fd, 4096, offset)
+
+    io._read_now = lambda *_: -errno.EAGAIN
+    async with anyio.create_task_group() as tasks:
+        for offset in (0, 4096):
+            tasks.start_soon(read, offset)
+    assert contents == {0: CACHED, 4096: CACHED}
+    assert _counts(io) == (0, 2, 2)
+
+
+@pytest.mark.anyio
 async def test_short_answers_of_the_cache_are_put_together(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may give less than it was asked for, more than once; only what it does not have goes to the driver."""
     preadv = os.preadv
