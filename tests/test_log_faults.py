@@ -563,6 +563,7 @@ async def test_a_filesystem_without_locks_is_an_error(
     with pytest.raises(OSError) as caught:
         await _append_one(io, tmp_path / "log")
     assert (caught.value.errno, type(caught.value)) == (errno.ENOLCK, OSError)
+    assert caught.value.filename == str(tmp_path / "log")
     assert (tmp_path / "log").read_bytes() == before
     assert len(os.listdir("/proc/self/fd")) == opened
 

@@ -295,6 +295,7 @@ def _lock(fd: int, path: str) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
         if exc.errno not in _LOCKED:
+            exc.filename = path
             raise
         raise BlockingIOError(
             exc.errno, "the log is open for appending already, here or in another process", path
