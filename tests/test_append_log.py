@@ -165,6 +165,7 @@ async def test_always_syncs_with_every_commit(io: AsyncIoManager, tmp_path: Path
         assert commits.asked == [("WRITE", "FSYNC")] * 3
         assert await log.sync() == log.end
         assert len(commits.asked) == 3, "there is nothing to sync"
+    assert len(commits.asked) == 3, "nor at the end of the block"
 
 
 async def test_where_one_operation_may_be_in_flight_the_sync_comes_behind(driver: Any, tmp_path: Path) -> None:
