@@ -143,13 +143,14 @@ async def test_where_nothing_can_be_written_the_log_goes_on(
     assert [record for _, record in await contents(tmp_path / "log")] == [b"before", b"after"]
 
 
+@pytest.mark.parametrize("rest", [0, 3])
 @pytest.mark.parametrize("mode", list(FsyncMode))
 async def test_what_is_whole_in_the_file_is_acknowledged_and_the_rest_cut_off(
-    io: AsyncIoManager, tmp_path: Path, mode: FsyncMode
+    io: AsyncIoManager, tmp_path: Path, mode: FsyncMode, rest: int
 ) -> None:
     async with open_append_log(tmp_path / "log", io=io, fsync=mode) as log:
         commits, appends = watch(io), Appends(log)
-        commits.faults += [writes(2 * _SIZE + 3), fails_to_write(errno.ENOSPC)]
+        commits.faults += [writes(2 * _SIZE + rest), fails_to_write(errno.ENOSPC)]
         await _append_together(appends, commits, [b"%04d" % i for i in range(4)])
         assert len(appends.offsets) == len(appends.errors) == 2
         assert log.end == HEADER_SIZE + 2 * _SIZE == _size(tmp_path / "log")
