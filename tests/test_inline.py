@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from anyio_uring import AsyncIoManager, open_uring
+from anyio_uring._fallback import ThreadDriver
 from anyio_uring._inline import BUDGET_READS, INLINE_BYTES_MAX, InlineReads
 
 from .helpers import asyncio_only
@@ -98,6 +99,8 @@ async def test_what_comes_into_the_cache_meanwhile(io: AsyncIoManager, fd: int) 
             tasks.start_soon(read, offset)
     assert contents == {0: CACHED, 4096: CACHED}
     assert _counts(io) == (0, 2, 2)
+    if isinstance(io._driver, ThreadDriver):
+        assert not io._driver._executor._threads
 
 
 @pytest.mark.anyio
